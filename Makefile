@@ -1,0 +1,72 @@
+# `make` says what there is. Every target sets up .venv first, where it is not up to date.
+
+SHELL := bash
+.DEFAULT_GOAL := help
+.PHONY: help setup reproduce test bench lab readme drift lint clean
+
+MODEL ?= bookworm
+export MODEL  # reaches Python as it was typed, spaces included: no shell splits it
+PYTHON ?=
+PIP_ARGS ?=
+
+VENV := .venv
+PY := $(VENV)/bin/python
+READY := $(VENV)/.ready
+FITS := import sys, ensurepip; sys.exit(sys.version_info[:2] != (3, 11))
+
+help:  ## what there is
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
+	@echo
+	@echo "  MODEL=     bookworm (default), gpt2-small, organisation/model of the hub, or a local folder"
+	@echo "  PIP_ARGS=  passed to pip install, e.g. an index that has torch for CPUs only"
+	@echo "  PYTHON=    the Python 3.11 that makes .venv, where it is not on the path"
+
+setup: $(READY)  ## .venv with every package of requirements.lock (1-3 minutes, once)
+
+reproduce: $(READY)  ## run every notebook on MODEL; bookworm's replace the committed ones
+	@$(PY) notebooks/run.py
+
+test: $(READY)  ## run the tests
+	@$(PY) -m pytest
+
+bench: $(READY)  ## measure speed and memory, as ratios, on random weights of GPT-2 small's size
+	@$(PY) -m pytest tests/benchmarks --jaxtyping-packages= -s
+
+lab: $(READY)  ## open JupyterLab
+	@$(PY) -m jupyterlab
+
+readme: $(READY)  ## write the README's table of claims anew
+	@$(PY) -m helpers.claims
+
+drift: $(READY)  ## compare figures/bookworm/*.csv with the committed ones, within a tolerance
+	@$(PY) tests/drift.py
+
+lint: $(READY)  ## check style and likely errors
+	@$(PY) -m ruff check
+	@$(PY) -m ruff format --check
+
+clean:  ## remove .venv and caches; figures stay
+	rm -rf $(VENV) *.egg-info build dist .pytest_cache .ruff_cache .hypothesis .benchmarks .ci/*.log
+	find . -name __pycache__ -prune -exec rm -rf {} +
+
+# Made anew when the lock or the direct dependencies change. The lock is installed first and alone decides every version.
+$(READY): requirements.lock pyproject.toml
+	@if [ -d $(VENV) ]; then \
+	    $(PY) -c '$(FITS)' 2>/dev/null || { echo "$(VENV) is not a Python 3.11: make clean, then try again." >&2; exit 1; }; \
+	else \
+	    for python in "$(PYTHON)" python3.11 python3 python; do \
+	        "$$python" -c '$(FITS)' 2>/dev/null && break; \
+	        python=; \
+	    done; \
+	    [ -n "$$python" ] || { \
+	        echo "No Python 3.11 (with venv and pip) was found. Install it, or say where it is:" >&2; \
+	        echo "  make PYTHON=/path/to/python3.11 ...      or with conda: conda env create -f environment.yml" >&2; \
+	        exit 1; \
+	    }; \
+	    echo "Making $(VENV) with $$("$$python" -c 'import sys; print(sys.executable)')"; \
+	    "$$python" -m venv $(VENV); \
+	fi
+	@echo "Installing requirements.lock into $(VENV): 1-3 minutes"
+	@$(PY) -m pip install --disable-pip-version-check $(PIP_ARGS) -r requirements.lock
+	@$(PY) -m pip install --disable-pip-version-check $(PIP_ARGS) --quiet --no-deps -e .
+	@touch $@

@@ -1,0 +1,167 @@
+"""What the residual stream holds, at every depth, in one batched pass that stops where it has read enough.
+
+Depth l is what enters block l (`blocks.l.hook_resid_pre`); depth n_layers is what leaves the last block. Texts are
+padded on the right, where causal attention never looks, so a result does not depend on the texts beside it.
+"""
+
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import Literal
+
+import pandas as pd
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from tqdm.auto import tqdm
+from transformer_lens.model_bridge import TransformerBridge
+from transformer_lens.model_bridge.exceptions import StopAtLayerException
+
+from helpers.prompts import Tokens, sides, tokens
+
+Position = Literal["last token", "mean", "final punctuation"]
+POSITIONS: tuple[Position, ...] = ("last token", "mean", "final punctuation")
+BATCH_TOKENS = 4096
+
+
+def site(model: TransformerBridge, depth: int) -> str:
+    """The hook point of a depth. Raises ValueError for a depth that the model does not have."""
+    n_layers = model.cfg.n_layers
+    if not 0 <= depth <= n_layers:
+        raise ValueError(f"depth {depth} is out of range: {model.cfg.model_name} has depths 0 to {n_layers}")
+    return checked_site(
+        model, f"blocks.{depth}.hook_resid_pre" if depth < n_layers else f"blocks.{n_layers - 1}.hook_resid_post"
+    )
+
+
+def checked_site(model: TransformerBridge, name: str) -> str:
+    """`name`, if the model has such a hook point; ValueError otherwise (the bridge itself would ignore it)."""
+    if name not in model.hook_dict:
+        raise ValueError(f"{model.cfg.model_name} has no hook point {name!r}: see model.hook_dict")
+    return name
+
+
+def residuals(
+    model: TransformerBridge,
+    texts: Sequence[str],
+    positions: Sequence[Position] = POSITIONS,
+    batch_tokens: int = BATCH_TOKENS,
+) -> dict[str, Float[Tensor, "prompt depth d_model"]]:
+    """The residual stream of every text at every depth, by position, in float32 on the CPU.
+
+    "last token" is the last one before the closing punctuation, "mean" the mean over all real tokens but position 0,
+    "final punctuation" the closing full stop (ValueError for a text without one). One pass serves all of them.
+    """
+    read = tokens(model, texts)
+    weights = {position: _token_weights(read, position) for position in positions}
+    shape = (len(texts), model.cfg.n_layers + 1, model.cfg.d_model)
+    found = {position: torch.empty(shape) for position in positions}
+
+    def keep(depth: int, rows: Int[Tensor, "row"], resid: Float[Tensor, "row pos d_model"]) -> None:
+        for position, weight in weights.items():
+            here = weight[rows.to(weight.device), : resid.shape[1]].to(resid)
+            found[position][rows, depth] = (here[:, None] @ resid)[:, 0].float().cpu()
+
+    _read_stream(model, read, keep, batch_tokens)
+    for position, acts in found.items():
+        if not acts.isfinite().all():
+            row, depth = (~acts.isfinite().all(-1)).nonzero()[0].tolist()
+            raise ValueError(
+                f"non-finite activation at depth {depth}, {position} of text {row} ({texts[row][:60]!r}): "
+                "load the model in float32"
+            )
+    return found
+
+
+def pair_residuals(
+    model: TransformerBridge, table: pd.DataFrame, positions: Sequence[Position] = POSITIONS
+) -> dict[str, Float[Tensor, "side pair depth d_model"]]:
+    """`residuals` of a table of pairs: the emotional side first, then the neutral one, pairs in the table's order."""
+    found = residuals(model, sides(table), positions)
+    return {position: acts.unflatten(0, (2, len(table))) for position, acts in found.items()}
+
+
+def token_residuals(model: TransformerBridge, text: str) -> Float[Tensor, "pos depth d_model"]:
+    """The residual stream of one text at every token, position 0 included, in float32 on the CPU."""
+    read = tokens(model, [text])
+    found = torch.empty(int(read.length[0]), model.cfg.n_layers + 1, model.cfg.d_model)
+
+    def keep(depth: int, rows: Int[Tensor, "row"], resid: Float[Tensor, "row pos d_model"]) -> None:
+        found[:, depth] = resid[0].float().cpu()
+
+    _read_stream(model, read, keep)
+    return found
+
+
+def residual_norms(model: TransformerBridge, texts: Sequence[str]) -> Float[Tensor, "depth"]:
+    """Median norm of the residual stream at every depth over all tokens of the texts but position 0.
+
+    On a fixed neutral set this is the unit of steering strength.
+    """
+    read = tokens(model, texts)
+    norms = torch.full((model.cfg.n_layers + 1, *read.ids.shape), torch.nan)
+
+    def keep(depth: int, rows: Int[Tensor, "row"], resid: Float[Tensor, "row pos d_model"]) -> None:
+        norms[depth, rows, : resid.shape[1]] = resid.float().norm(dim=-1).cpu()
+
+    _read_stream(model, read, keep)
+    inside = read.real.cpu()
+    inside[:, 0] = False
+    return norms[:, inside].median(-1).values
+
+
+def batches(length: Int[Tensor, "row"], batch_tokens: int = BATCH_TOKENS) -> list[Int[Tensor, "batch"]]:
+    """Rows grouped by similar length, so that no padded batch has more than `batch_tokens` tokens (or has one row)."""
+    order = length.cpu().argsort(stable=True)
+    groups, start = [], 0
+    for end in range(1, len(order) + 1):
+        full = end < len(order) and int(length[order[end]]) * (end + 1 - start) > batch_tokens
+        if full or end == len(order):
+            groups.append(order[start:end])
+            start = end
+    return groups
+
+
+def progress(total: int, unit: str, what: str) -> tqdm:
+    """A bar with an estimate of the time left; it shows only once the work has taken two seconds."""
+    return tqdm(total=total, unit=unit, desc=what, delay=2, leave=False)
+
+
+@torch.no_grad()
+def _read_stream(
+    model: TransformerBridge,
+    read: Tokens,
+    keep: Callable[[int, Tensor, Tensor], None],
+    batch_tokens: int = BATCH_TOKENS,
+) -> None:
+    """Call `keep(depth, rows, residual stream)` for every depth and batch; the unembedding never runs."""
+    n_layers = model.cfg.n_layers
+    rows = torch.empty(0)
+
+    def reader(depth: int) -> Callable:
+        def at_depth(resid: Tensor, hook) -> None:
+            keep(depth, rows, resid)
+            if depth == n_layers:
+                raise StopAtLayerException(resid)
+
+        return at_depth
+
+    hooks = [(site(model, depth), reader(depth)) for depth in range(n_layers + 1)]
+    with model.hooks(fwd_hooks=hooks), progress(len(read.length), "text", "reading") as bar:
+        for rows in batches(read.length, batch_tokens):
+            with suppress(StopAtLayerException):
+                model.original_model(input_ids=read.rows(rows.to(read.ids.device)).ids, use_cache=False)
+            bar.update(len(rows))
+
+
+def _token_weights(read: Tokens, position: Position) -> Float[Tensor, "prompt pos"]:
+    """How much of each token a read-out takes: rows add up to one, position 0 and padding count nothing."""
+    if position == "mean":
+        inside = read.real.clone()
+        inside[:, 0] = False
+        return inside / inside.sum(-1, keepdim=True)
+    where = {"last token": read.last, "final punctuation": read.stop}.get(position)
+    if where is None:
+        raise ValueError(f"unknown position {position!r}: choose from {', '.join(POSITIONS)}")
+    if (where < 0).any():
+        raise ValueError(f"text {int(where.argmin())} does not end in punctuation, so it has no {position!r}")
+    return torch.nn.functional.one_hot(where, read.ids.shape[1]).float()

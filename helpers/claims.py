@@ -1,0 +1,156 @@
+"""The claims ledger: what was published, what was measured here, and whether it holds.
+
+data/claims.csv has one row per published claim. Notebooks write what they find into figures/<model>/claims.csv with
+`record`. `python -m helpers.claims` writes the README's table from both; with --check it says whether it is current.
+"""
+
+import argparse
+import math
+from collections.abc import Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from textwrap import shorten
+
+import pandas as pd
+
+from helpers.config import DATA, FIGURES, ROOT
+from helpers.files import replacing
+
+VERDICTS = ("holds", "partly", "does not hold", "not applicable", "not run")
+PUBLISHED = ["claim", "source", "published_on", "statement", "published", "decided_by", "notebook"]
+RECORDED = ["claim", "model", "value", "low", "high", "verdict", "note"]
+NUMBERS = ["value", "low", "high"]
+BEGIN, END = "<!-- claims:begin -->", "<!-- claims:end -->"
+
+
+def _rows(path: Path, columns: list[str]) -> pd.DataFrame:
+    """The CSV as text with exactly these columns and no claim twice; a ValueError names the file otherwise."""
+    try:
+        rows = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
+    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not a readable CSV ({error}); restore or delete it") from error
+    if list(rows) != columns:
+        raise ValueError(f"{path} has the columns {list(rows)}, not {columns}; restore or delete it")
+    if twice := rows.claim[rows.claim.duplicated()].tolist():
+        raise ValueError(f"{path} names a claim twice: {', '.join(twice)}")
+    return rows
+
+
+def published(path: Path = DATA / "claims.csv") -> pd.DataFrame:
+    """Every published claim, one row each. Refuses blank cells, repeated ids and notebooks not named NN_name."""
+    rows = _rows(path, PUBLISHED)
+    if blank := [row.claim for row in rows.itertuples() if not all(cell.strip() for cell in row[1:])]:
+        raise ValueError(f"{path} has blank cells in the rows of: {', '.join(blank)}")
+    if odd := rows.notebook[~rows.notebook.str.fullmatch(r"\d\d_\w+")].tolist():
+        raise ValueError(f"{path} names notebooks in another form than 01_fear_direction: {', '.join(odd)}")
+    return rows
+
+
+def recorded(folder: Path) -> pd.DataFrame:
+    """What notebooks recorded in `folder`/claims.csv; no rows if there is no such file.
+
+    Refuses a file with other columns, verdicts outside VERDICTS, or text where a number belongs.
+    """
+    path = Path(folder) / "claims.csv"
+    rows = _rows(path, RECORDED) if path.exists() else pd.DataFrame(columns=RECORDED, dtype=str)
+    if odd := sorted(set(rows.verdict) - set(VERDICTS)):
+        raise ValueError(f"{path} has unknown verdicts {odd}; they are {', '.join(VERDICTS)}")
+    try:
+        return rows.assign(**{name: rows[name].replace("", "nan").astype(float) for name in NUMBERS})
+    except ValueError as error:
+        raise ValueError(f"{path} has a value that is no number ({error}); restore or delete it") from error
+
+
+def record(
+    folder: Path,
+    model: str,
+    claim: str,
+    verdict: str,
+    value: float | None = None,
+    low: float | None = None,
+    high: float | None = None,
+    note: str = "",
+) -> pd.DataFrame:
+    """This claim's row, which now stands in `folder`/claims.csv in place of an earlier one.
+
+    Refuses a claim that data/claims.csv lacks, a verdict outside VERDICTS, numbers that are not finite, an interval
+    with one end or reversed, and "not applicable" without a note that says why.
+    """
+    if claim not in (known := published().claim.tolist()):
+        near = ", ".join(get_close_matches(claim, known, n=3, cutoff=0))
+        raise ValueError(f"data/claims.csv has no claim {claim!r}; the nearest are {near}")
+    if verdict not in VERDICTS:
+        raise ValueError(f"{claim}: {verdict!r} is no verdict; they are {', '.join(VERDICTS)}")
+    if verdict == "not applicable" and not note.strip():
+        raise ValueError(f"{claim}: 'not applicable' needs a note that says why")
+    if not all(x is None or math.isfinite(x) for x in (value, low, high)):
+        raise ValueError(f"{claim}: {value=}, {low=}, {high=} is not finite; leave it out and say why in the note")
+    if (low is None) != (high is None) or (low is not None and low > high):
+        raise ValueError(f"{claim}: an interval has two ends, low <= high, not {low=}, {high=}")
+    row = pd.DataFrame([[claim, model, value, low, high, verdict, " ".join(note.split())]], columns=RECORDED)
+    row = row.astype(dict.fromkeys(NUMBERS, float))
+    others = recorded(folder).query("claim != @claim")
+    rows = pd.concat([others, row]).sort_values("claim") if len(others) else row
+    with replacing(Path(folder) / "claims.csv") as path:
+        rows.to_csv(path, index=False, float_format="%.6g", lineterminator="\n")
+    return row
+
+
+def verdict(low: float, high: float, above: float) -> str:
+    """Whether an interval lies above a bar: "holds" if all of it, "does not hold" if none or NaN, else "partly"."""
+    if any(math.isnan(x) for x in (low, high, above)) or high <= above:
+        return "does not hold"
+    return "holds" if low > above else "partly"
+
+
+def _cell(rows: pd.DataFrame, claim: str) -> str:
+    """Verdict, value and interval of one claim; the reason if not applicable; "not run" without a record."""
+    if (rows := rows[rows.claim == claim]).empty:
+        return "not run"
+    row = rows.iloc[0]
+    if row.verdict == "not applicable":
+        return f"not applicable: {shorten(row.note, 80, placeholder=' ...')}"
+    value, low, high = (f"{row[name]:.0f}" if abs(row[name]) >= 100 else f"{row[name]:.2g}" for name in NUMBERS)
+    return f"{row.verdict} {value} [{low}, {high}]".replace(" [nan, nan]", "").replace(" nan", "")
+
+
+def table(models: Sequence[str] = ("bookworm", "gpt2-small"), figures: Path = FIGURES) -> str:
+    """Markdown: every claim, its published value, what each model shows, and the notebook that decides it."""
+    found = {model: recorded(figures / model) for model in models}
+    titles = [f"{model} (analogue)" if model == "bookworm" else model for model in models]
+    lines = [["claim", "published (on)", *titles, "notebook"], ["---"] * (len(models) + 3)]
+    for row in published().itertuples():
+        value = f"{shorten(row.published, 96, placeholder=' ...')} ({row.published_on})"
+        link, number = f"notebooks/{row.notebook}.ipynb", row.notebook[:2]
+        cells = [row.statement, value, *(_cell(found[model], row.claim) for model in models)]
+        cells = [cell.replace("|", "\\|") for cell in cells]
+        lines.append([*cells, f"[{number}]({link})" if (ROOT / link).exists() else number])
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def updated(readme: Path, figures: Path = FIGURES) -> str:
+    """The text of `readme` with today's table between its two markers; ValueError if they are missing."""
+    text = readme.read_text(encoding="utf-8")
+    if not (text.count(BEGIN) == text.count(END) == 1 and text.index(BEGIN) < text.index(END)):
+        raise ValueError(f"{readme} needs {BEGIN} and, below it, {END}, once each: the table goes between them")
+    return text[: text.index(BEGIN)] + f"{BEGIN}\n{table(figures=figures)}\n" + text[text.index(END) :]
+
+
+def main(arguments: Sequence[str] | None = None, readme: Path = ROOT / "README.md", figures: Path = FIGURES) -> None:
+    """Write the claims table into the README, or with --check exit with 1 and a message if it is not current."""
+    parser = argparse.ArgumentParser(prog="python -m helpers.claims", description=main.__doc__)
+    parser.add_argument("--check", action="store_true", help="change nothing, exit with 1 if the table is not current")
+    check = parser.parse_args(arguments).check
+    try:
+        text = updated(readme, figures)
+        if check and text != readme.read_text(encoding="utf-8"):
+            raise ValueError(f"the claims table in {readme} is not current: run `python -m helpers.claims`")
+        if not check:
+            with replacing(readme) as path:
+                path.write_text(text, encoding="utf-8", newline="\n")
+    except (OSError, ValueError) as error:
+        raise SystemExit(str(error)) from error
+
+
+if __name__ == "__main__":
+    main()

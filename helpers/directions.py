@@ -1,0 +1,95 @@
+"""Directions in the residual stream, one unit vector per depth, and what they are compared with."""
+
+from collections.abc import Sequence
+
+import pandas as pd
+import torch
+from jaxtyping import Float
+from torch import Generator, Tensor
+from transformer_lens.model_bridge import TransformerBridge
+
+
+def mean_gap(
+    emotional: Float[Tensor, "pair *depth d_model"], neutral: Float[Tensor, "pair *depth d_model"]
+) -> Float[Tensor, "*depth d_model"]:
+    """Mean emotional activation minus mean neutral one, in the units of the residual stream.
+
+    The groups may differ in size. Raises ValueError when one is empty or holds a non-finite value.
+    """
+    if len(emotional) == 0 or len(neutral) == 0:
+        raise ValueError("a difference in means needs at least one emotional and one neutral activation")
+    gap = emotional.mean(0) - neutral.mean(0)
+    if not gap.isfinite().all():
+        raise ValueError("non-finite activations: the difference in means would be NaN")
+    return gap
+
+
+def mean_difference(
+    emotional: Float[Tensor, "pair *depth d_model"], neutral: Float[Tensor, "pair *depth d_model"]
+) -> Float[Tensor, "*depth d_model"]:
+    """Unit vector from the mean neutral activation to the mean emotional one, at every depth.
+
+    Raises ValueError like `mean_gap`, and when the two means are the same.
+    """
+    return unit(mean_gap(emotional, neutral))
+
+
+def refitted(
+    gaps: Float[Tensor, "pair depth d_model"], weights: Float[Tensor, "draw pair"]
+) -> Float[Tensor, "draw depth d_model"]:
+    """The difference-in-means direction of every draw, fitted anew with these weights on the pairs.
+
+    Bootstrap counts give resampled pairs; signs of +1 and -1 swap emotional and neutral within pairs.
+    """
+    return unit(torch.einsum("np,pld->nld", weights, gaps))
+
+
+def isotropic(draws: int, depths: int, d_model: int, generator: Generator) -> Float[Tensor, "draw depth d_model"]:
+    """Random unit vectors, every direction equally likely."""
+    return unit(torch.randn(draws, depths, d_model, generator=generator))
+
+
+def covariance_matched(
+    acts: Float[Tensor, "row depth d_model"], draws: int, generator: Generator
+) -> Float[Tensor, "draw depth d_model"]:
+    """Random unit vectors along draws from a Gaussian with the activations' own covariance at each depth.
+
+    They favour the directions in which the stream varies most, as a fitted direction also does.
+    """
+    centred = acts - acts.mean(0)
+    return unit(torch.einsum("nr,rld->nld", torch.randn(draws, len(acts), generator=generator), centred))
+
+
+def projections(
+    acts: Float[Tensor, "row depth d_model"], directions: Float[Tensor, "*draw depth d_model"]
+) -> Float[Tensor, "*draw depth row"]:
+    """Where each activation lies along each direction of its depth, in the units of the residual stream."""
+    return torch.einsum("rld,...ld->...lr", acts, directions)
+
+
+def logit_lens(
+    model: TransformerBridge, directions: Float[Tensor, "depth d_model"], depths: Sequence[int], top: int = 10
+) -> pd.DataFrame:
+    """The tokens that a direction raises most and least: the model's final norm and unembedding applied to it.
+
+    Columns depth, side ("raised" or "lowered"), rank (1 is strongest), token, logit. What the final norm adds to a
+    zero vector is taken off. (The logit lens: nostalgebraist 2020.)
+    """
+    with torch.no_grad():
+        chosen = directions[list(depths)].to(next(model.original_model.parameters()))
+        through = model.unembed(model.ln_final(torch.cat([chosen, torch.zeros_like(chosen[:1])])[None]))[0].float()
+    logits = through[:-1] - through[-1]
+    rows = []
+    for depth, row in zip(depths, logits):
+        for side, sign in (("raised", 1), ("lowered", -1)):
+            best = (sign * row).topk(top).indices.tolist()
+            rows += [(depth, side, rank, model.tokenizer.decode([i]), row[i].item()) for rank, i in enumerate(best, 1)]
+    return pd.DataFrame(rows, columns=["depth", "side", "rank", "token", "logit"])
+
+
+def unit(vectors: Float[Tensor, "*any d_model"]) -> Float[Tensor, "*any d_model"]:
+    """The vectors at length 1. Raises ValueError for a zero or non-finite vector, which has no direction."""
+    norm = vectors.norm(dim=-1, keepdim=True)
+    if not (norm.isfinite().all() and (norm > 0).all()):
+        raise ValueError("a zero or non-finite vector has no direction: are the two groups of texts identical?")
+    return vectors / norm

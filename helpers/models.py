@@ -1,0 +1,216 @@
+"""Language models as TransformerBridges, by name: the embedded `bookworm`, the Hugging Face hub, or a local folder.
+
+Models with LayerNorm get a centred residual stream (every activation minus its mean over d_model; the logits do not
+change), which is the stream that gpt2-small-res-jb's SAEs were trained on. RMSNorm reads that mean, so models with
+RMSNorm keep the raw stream. Only safetensors are read, and no code that comes with a model is run.
+"""
+
+import difflib
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+from huggingface_hub.utils import HFValidationError
+from transformer_lens.model_bridge import TransformerBridge
+from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.utils import logging as transformers_logging
+
+from helpers.config import DATA
+
+DEFAULT = "bookworm"
+TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "tokenizer.model", "spiece.model", "vocab.txt")
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a model comes from: a folder on this machine, or a repository of the hub at a revision."""
+
+    slug: str  # the name that figures, tables and folders carry
+    folder: Path | None = None
+    hub_ids: tuple[str, ...] = ()
+    revision: str | None = None
+
+
+def known_models() -> pd.DataFrame:
+    """Known models by name: hub id, aliases, pinned revision, family, licence (data/models.csv)."""
+    return pd.read_csv(DATA / "models.csv", keep_default_na=False).set_index("name")
+
+
+def source(name: str | None = None) -> Source:
+    """What `name` stands for: a known name, a local folder, or `organisation/model[@revision]` on the hub.
+
+    Without a name: the environment variable MODEL, else bookworm. Raises ValueError or FileNotFoundError otherwise.
+    """
+    name = name or os.environ.get("MODEL") or DEFAULT
+    known = known_models()
+    for row in known.itertuples():
+        if name in (row.Index, row.hub_id, *row.aliases.split()):
+            if not row.hub_id:
+                return Source(row.Index, folder=DATA / row.Index)
+            return Source(row.Index, hub_ids=(row.hub_id, *row.aliases.split()), revision=row.revision)
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return Source(f"local--{folder.resolve().name}", folder=folder.resolve())
+    if folder.is_absolute() or name.startswith((".", "~")):
+        raise FileNotFoundError(f"There is no model folder {name!r} (looked in {folder.resolve()}).")
+    hub_id, _, revision = name.partition("@")
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", hub_id):
+        return Source(name.replace("/", "--"), hub_ids=(hub_id,), revision=revision or None)
+    nearest = difflib.get_close_matches(name, known.index, 1, cutoff=0)[0]
+    raise ValueError(
+        f"Unknown model {name!r}. Did you mean {nearest!r}? Known names: {', '.join(known.index)}. "
+        "Any other model goes by its hub id (organisation/model) or by the path of a local folder."
+    )
+
+
+def slug(name: str | None = None) -> str:
+    """The name under which a model's figures and tables are kept, e.g. `gpt2-small` or `organisation--model`."""
+    return source(name).slug
+
+
+def load_model(
+    name: str | None = None, dtype: torch.dtype = torch.float32, device: str | None = None
+) -> TransformerBridge:
+    """The model in eval mode, without gradients, on CUDA where there is one, else on the CPU.
+
+    `model.cfg.model_name` holds its slug. Raises OSError when the weights can be had neither from the cache nor from
+    the hub, and ValueError for a folder without tokenizer or safetensors files. MPS is refused: it has given silently
+    wrong activations.
+    """
+    where = source(name)
+    return _bridge(_folder(where), where.slug, dtype, device)
+
+
+def untrained_twin(name: str | None = None, seed: int = 0, device: str | None = None) -> TransformerBridge:
+    """The same architecture and tokenizer with weights drawn anew by the architecture's own initialisation.
+
+    What this model shows, training had no part in.
+    """
+    where = source(name)
+    folder = _folder(where)
+    return _bridge(folder, f"{where.slug}, untrained", torch.float32, device, _fresh(folder, seed))
+
+
+def words_only_twin(name: str | None = None, seed: int = 0, device: str | None = None) -> TransformerBridge:
+    """The trained embeddings and final norm with scrambled blocks: every weight of a block is shuffled in its tensor.
+
+    Shuffling keeps the trained scale of what the blocks write. What this model shows, the words alone explain.
+    """
+    where = source(name)
+    folder = _folder(where)
+    with _quietly():
+        hf = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for key, weight in hf.named_parameters():
+            if re.search(r"\.\d+\.", key):  # transformer.h.3.attn...: inside a block
+                shuffled = torch.randperm(weight.numel(), generator=generator)
+                weight.copy_(weight.flatten()[shuffled].view_as(weight))
+    return _bridge(folder, f"{where.slug}, words only", torch.float32, device, hf)
+
+
+def is_centred(model: TransformerBridge) -> bool:
+    """Whether the residual stream is the raw one minus its mean over d_model: so for LayerNorm models."""
+    return not model.cfg.uses_rms_norm
+
+
+def description(model: TransformerBridge) -> str:
+    """One line that says which model this is: name, size, stream, precision."""
+    cfg = model.cfg
+    stream = "centred" if is_centred(model) else "raw"
+    return (
+        f"Model: {cfg.model_name} ({cfg.architecture}, {cfg.n_layers} blocks, d_model {cfg.d_model}, context "
+        f"{cfg.n_ctx}, {cfg.n_params / 1e6:,.1f} M parameters), {stream} residual stream, "
+        f"{str(cfg.dtype).removeprefix('torch.')} on {cfg.device}"
+    )
+
+
+def _fresh(folder: Path, seed: int) -> torch.nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        config = AutoConfig.from_pretrained(folder)
+        return AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="eager")
+
+
+def _bridge(
+    folder: Path, name: str, dtype: torch.dtype, device: str | None, hf: torch.nn.Module | None = None
+) -> TransformerBridge:
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if torch.device(device).type == "mps":
+        raise ValueError("device 'mps' has given silently wrong activations: use 'cuda' or 'cpu'.")
+    _check(folder)
+    with _quietly():
+        model = TransformerBridge.boot_transformers(
+            str(folder), device=device, dtype=dtype, hf_model=hf.eval().to(device) if hf else None
+        )
+        model.cfg.n_params = sum(p.numel() for p in model.original_model.parameters())
+        if is_centred(model):
+            model.enable_compatibility_mode(
+                center_writing_weights=True,
+                center_unembed=False,
+                fold_ln=False,
+                fold_value_biases=False,
+                disable_warnings=True,
+            )
+    model.eval()
+    model.original_model.requires_grad_(False)
+    model.cfg.model_name = name
+    return model
+
+
+def _check(folder: Path) -> None:
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"{folder} holds no config.json: it is not a Hugging Face model folder.")
+    if not list(folder.glob("*.safetensors")):
+        raise ValueError(f"{folder} holds no safetensors weights. Pickled weights are not read: convert them first.")
+    if not any((folder / file).is_file() for file in TOKENIZER_FILES):
+        raise ValueError(
+            f"{folder} holds no tokenizer file (looked for {', '.join(TOKENIZER_FILES)}): "
+            "save the model's tokenizer into the same folder with tokenizer.save_pretrained(folder)."
+        )
+
+
+def _folder(where: Source) -> Path:
+    """The folder that holds a model's files: from the cache when it has them, else downloaded."""
+    if where.folder:
+        return where.folder
+    errors = []
+    for offline in (True, False):
+        for hub_id in where.hub_ids:
+            try:
+                return Path(
+                    snapshot_download(
+                        hub_id,
+                        revision=where.revision,
+                        local_files_only=offline,
+                        allow_patterns=["*.json", "*.safetensors", "*.txt", "*.model"],
+                        ignore_patterns=["*/*"],
+                    )
+                )
+            except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, OSError) as error:
+                errors.append(error)
+    raise OSError(
+        f"Model {where.slug!r} cannot be loaded: {' and '.join(where.hub_ids)} at revision "
+        f"{where.revision or 'main'} is neither in the Hugging Face cache nor to be had from the hub "
+        f"({type(errors[-1]).__name__}). Check the name and the connection, download it once where there is one, "
+        f"or work offline with {DEFAULT!r}, which comes with this repository."
+    ) from errors[-1]
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Without transformers' progress bar for reading weights, which would end up in the notebooks' outputs."""
+    was_on = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if was_on:
+            transformers_logging.enable_progress_bar()

@@ -1,0 +1,288 @@
+"""One function per figure: a tidy table in, a Figure out. `save` alone writes to disk.
+
+Fear is vermilion and calm is blue in every figure; controls are grey and told apart by line style or marker.
+"""
+
+from collections.abc import Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from IPython.display import display
+from matplotlib.colors import TwoSlopeNorm
+from matplotlib.figure import Figure
+
+from helpers.config import FIGURES
+from helpers.files import replacing
+from helpers.stats import from_cohens_d
+
+FEAR, CALM, GREY = "#D55E00", "#0072B2", "0.45"
+SIDES = {"emotional": FEAR, "neutral": CALM}
+LINES = ["-", "--", ":", "-.", (0, (5, 1)), (0, (1, 3)), (0, (3, 1, 1, 1))]
+MARKERS = "os^DvPX*"
+
+
+def style() -> None:
+    """The look of every figure: readable at the width of a README."""
+    sns.set_theme(
+        context="notebook",
+        style="ticks",
+        rc={
+            "figure.figsize": (8, 4),
+            "figure.dpi": 100,
+            "savefig.dpi": 150,
+            "savefig.bbox": "tight",
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "legend.frameon": False,
+            "axes.titlesize": 12,
+            "axes.titlelocation": "left",
+        },
+    )
+
+
+def save(figure: Figure, table: pd.DataFrame, name: str, model: str) -> Figure:
+    """Show the figure, marked with the model's name, and write figures/<model>/<name>.png and its numbers as .csv."""
+    figure.text(1, 0, f"model: {model}", ha="right", va="top", fontsize=8, color="0.4", in_layout=True)
+    with replacing(FIGURES / model / f"{name}.png") as path:
+        figure.savefig(path)
+    with replacing(FIGURES / model / f"{name}.csv") as path:
+        table.assign(model=model).to_csv(path, index=False, float_format="%.5g")
+    display(figure)
+    plt.close(figure)
+    return figure
+
+
+def saturation(measured: pd.DataFrame, published: pd.DataFrame) -> Figure:
+    """Gap over total SD against Cohen's d: the curve that any two equal groups follow, with its ceiling at 2.
+
+    Both tables have the columns depth, cohens_d, gap_over_total_sd.
+    """
+    figure, ax = plt.subplots(figsize=(7, 4.2))
+    largest = max(6.0, measured["cohens_d"].max(), published["cohens_d"].max())
+    curve = np.linspace(min(0, measured["cohens_d"].min()), largest, 200)
+    ax.plot(curve, [from_cohens_d(d) for d in curve], color=GREY, label=r"$d / \sqrt{1 + d^2/4}$")
+    ax.plot(curve, curve, color=GREY, lw=1, ls=":", label="if it were Cohen's d")
+    ax.axhline(2, color="black", lw=1, ls="--")
+    ax.text(largest, 2.03, "ceiling for two equal groups", ha="right", fontsize=9)
+    ax.scatter(
+        published["cohens_d"], published["gap_over_total_sd"], marker="s", s=50, facecolor="white", edgecolor="black",
+        label="GPT-2 small as published, layers 0-11", zorder=3,
+    )  # fmt: skip
+    ax.scatter(
+        measured["cohens_d"], measured["gap_over_total_sd"], color=FEAR, s=45, zorder=4,
+        label="measured here, one point per depth",
+    )  # fmt: skip
+    ax.set(
+        xlabel="Cohen's d (gap / pooled within-group SD)", ylabel="gap / SD of all points", ylim=(None, 2.3),
+        title="The published statistic flattens out where the real one keeps growing",
+    )  # fmt: skip
+    ax.legend(loc="lower right", fontsize=9)
+    return figure
+
+
+def projections_by_depth(table: pd.DataFrame) -> Figure:
+    """Held-out projections as strips, with mean and 95 % interval of the mean: columns set, depth, side, projection."""
+    sets = list(table["set"].unique())
+    figure, axes = plt.subplots(len(sets), 1, figsize=(9, 3.2 * len(sets)), sharex=True, squeeze=False)
+    for ax, name in zip(axes[:, 0], sets):
+        part = table[table["set"] == name]
+        shared = {"data": part, "x": "depth", "y": "projection", "hue": "side", "palette": SIDES, "ax": ax}
+        sns.stripplot(**shared, dodge=True, size=3, alpha=0.45, legend=name == sets[0])
+        sns.pointplot(
+            **shared, dodge=0.4, errorbar=("ci", 95), seed=0, linestyle="none", marker="_", markersize=14,
+            err_kws={"linewidth": 2}, legend=False,
+        )  # fmt: skip
+        ax.axhline(0, color="black", lw=0.8, ls="--")
+        ax.set(title=name, ylabel="projection\n(residual-stream units)")
+    sns.move_legend(axes[0, 0], "upper left", title=None, ncols=2)
+    return figure
+
+
+def by_depth(table: pd.DataFrame, ylabel: str, chance: float, title: str) -> Figure:
+    """One line per condition over depth; bands are intervals, for random directions quantiles.
+
+    Columns condition, depth, value, low, high. The first condition is drawn in colour, the others in greys.
+    """
+    figure, ax = plt.subplots(figsize=(9, 4.4))
+    for number, (condition, part) in enumerate(table.groupby("condition", sort=False)):
+        colour = FEAR if number == 0 else str(0.1 + 0.5 * (number - 1) / table["condition"].nunique())
+        ax.plot(
+            part["depth"], part["value"], color=colour, ls=LINES[number % len(LINES)], marker=MARKERS[number % 8], ms=5,
+            lw=2.5 if number == 0 else 1.5, label=condition, zorder=5 if number == 0 else 3,
+        )  # fmt: skip
+        if number == 0 or condition.startswith("random"):
+            ax.fill_between(part["depth"], part["low"], part["high"], color=colour, alpha=0.2, lw=0)
+    ax.axhline(chance, color="black", lw=0.8, ls="--")
+    ax.text(table["depth"].max(), chance, " chance", va="center", fontsize=9)
+    ax.set(xlabel="depth (0 = embeddings, then after each block)", ylabel=ylabel, title=title)
+    ax.set_xticks(sorted(table["depth"].unique()))
+    ax.legend(loc="upper left", bbox_to_anchor=(1.06, 1), fontsize=9)
+    return figure
+
+
+def depth_by_position(table: pd.DataFrame, statistic: str, chosen: tuple[int, str]) -> Figure:
+    """Heatmap of one statistic over position and depth; the chosen cell is framed. Columns position, depth, value."""
+    grid = table.pivot(index="position", columns="depth", values="value").loc[table["position"].unique()]
+    figure, ax = plt.subplots(figsize=(9, 2.6))
+    sns.heatmap(
+        grid, annot=True, fmt=".2f", cmap="cividis", ax=ax, annot_kws={"size": 9}, cbar_kws={"label": statistic}
+    )
+    column, row = list(grid.columns).index(chosen[0]), list(grid.index).index(chosen[1])
+    ax.add_patch(plt.Rectangle((column, row), 1, 1, fill=False, ec=FEAR, lw=3, clip_on=False))
+    ax.set(ylabel="", title=f"{statistic} on the validation pairs; framed: the choice")
+    ax.tick_params(axis="y", rotation=0)
+    return figure
+
+
+def forest(table: pd.DataFrame, chance: float, title: str) -> Figure:
+    """One row per condition with its interval, one panel per statistic.
+
+    Columns condition, kind ("result", "control" or "decisive"), statistic, value, low, high.
+    """
+    conditions, statistics = list(table["condition"].unique()), list(table["statistic"].unique())
+    size = (5 + 3.2 * len(statistics), 0.36 * len(conditions) + 1.2)
+    figure, axes = plt.subplots(1, len(statistics), figsize=size, sharey=True, squeeze=False)
+    look = {"result": (FEAR, "o"), "control": (GREY, "s"), "decisive": ("black", "D")}
+    for ax, statistic in zip(axes[0], statistics):
+        for part in table[table["statistic"] == statistic].itertuples():
+            row, (colour, marker) = conditions.index(part.condition), look[part.kind]
+            ax.plot([part.low, part.high], [row, row], color=colour, lw=2)
+            ax.plot(part.value, row, marker, color=colour, ms=7)
+            text = f"{part.value:.2f} [{part.low:.2f}, {part.high:.2f}]"
+            ax.text(1.02, row, text, transform=ax.get_yaxis_transform(), va="center", fontsize=9)
+        ax.axvline(chance, color="black", lw=0.8, ls="--")
+        ax.set(xlabel=statistic)
+    axes[0, 0].set_yticks(range(len(conditions)), conditions)
+    axes[0, 0].invert_yaxis()
+    axes[0, 0].set_title(title)
+    figure.tight_layout(w_pad=9)
+    return figure
+
+
+def paired_differences(table: pd.DataFrame) -> Figure:
+    """Within-pair differences, one strip per set, in units of each set's own SD; columns set, difference."""
+    figure, ax = plt.subplots(figsize=(8, 0.8 * table["set"].nunique() + 1))
+    sns.stripplot(table, x="difference", y="set", color=GREY, size=5, alpha=0.6, ax=ax)
+    sns.pointplot(
+        table, x="difference", y="set", errorbar=("ci", 95), seed=0, linestyle="none", color=FEAR, marker="D", ax=ax
+    )
+    ax.axvline(0, color="black", lw=0.8, ls="--")
+    ax.set(xlabel="emotional minus neutral, in SD of the set's differences", ylabel="")
+    return figure
+
+
+def logit_lens(table: pd.DataFrame) -> Figure:
+    """The tokens that a direction raises and lowers most, one column per depth; table of `directions.logit_lens`."""
+    depths = list(table["depth"].unique())
+    figure, axes = plt.subplots(2, len(depths), figsize=(2.3 * len(depths), 5), squeeze=False)
+    for column, depth in enumerate(depths):
+        for ax, (side, colour) in zip(axes[:, column], (("raised", FEAR), ("lowered", CALM))):
+            part = table[(table["depth"] == depth) & (table["side"] == side)]
+            ax.barh(part["rank"], part["logit"].abs(), color=colour, alpha=0.45)
+            for row in part.itertuples():
+                ax.text(0, row.rank, f" {visible(row.token)}", va="center", fontsize=9)
+            ax.invert_yaxis()
+            ax.set(yticks=[], xlabel="|logit|" if side == "lowered" else "")
+            if side == "raised":
+                ax.set_title(f"depth {depth}")
+        axes[0, 0].set_ylabel("raised most")
+        axes[1, 0].set_ylabel("lowered most")
+    figure.tight_layout()
+    return figure
+
+
+def token_strips(table: pd.DataFrame, title: str) -> Figure:
+    """Sentences coloured token by token by their projection; columns sentence, pos, token, projection.
+
+    Colours are centred on the median of all tokens shown; position 0 is left out by the caller.
+    """
+    sentences = list(table["sentence"].unique())
+    figure, ax = plt.subplots(figsize=(10, 0.42 * len(sentences) + 0.9))
+    centre = table["projection"].median()
+    reach = (table["projection"] - centre).abs().quantile(0.98) + 1e-9
+    norm = TwoSlopeNorm(centre, centre - reach, centre + reach)
+    colours = plt.get_cmap("PuOr_r")
+    for row, sentence in enumerate(sentences):
+        x = 0.0
+        for part in table[table["sentence"] == sentence].itertuples():
+            word = visible(part.token)
+            width = len(word) + 0.6
+            fill = colours(norm(part.projection))
+            ax.add_patch(plt.Rectangle((x, row - 0.42), width, 0.84, color=fill))
+            dark = 0.3 * fill[0] + 0.59 * fill[1] + 0.11 * fill[2] < 0.45
+            ax.text(x + width / 2, row, word, ha="center", va="center", fontsize=8, family="monospace",
+                    color="white" if dark else "black")  # fmt: skip
+            x += width
+    ax.set(xlim=(0, 115), ylim=(len(sentences) - 0.4, -0.6), yticks=[], xticks=[], title=title)
+    sns.despine(ax=ax, left=True, bottom=True)
+    bar = figure.colorbar(plt.cm.ScalarMappable(norm, colours), ax=ax, fraction=0.03, pad=0.01)
+    bar.set_label("projection")
+    return figure
+
+
+def dose_response(table: pd.DataFrame, ylabel: str, xlabel: str, title: str, baseline: float | None = 0) -> Figure:
+    """A read-out over strength: fear with its interval over prompts, random directions as quantile bands.
+
+    Columns direction, strength, value, low, high; one panel per `measure` if there is such a column. The value at
+    strength 0 stands under the direction "none" and belongs to every line.
+    """
+    table = table if "measure" in table else table.assign(measure=ylabel)
+    measures = list(table["measure"].unique())
+    figure, axes = plt.subplots(1, len(measures), figsize=(max(8, 4.2 * len(measures)), 4), squeeze=False)
+    for ax, measure in zip(axes[0], measures):
+        here = table[table["measure"] == measure]
+        zero = here[here["direction"] == "none"]
+        steered = here[here["direction"] != "none"]
+        for number, (direction, part) in enumerate(steered.groupby("direction", sort=False)):
+            part = pd.concat([part, zero]).sort_values("strength")
+            colour = FEAR if number == 0 else str(0.35 + 0.25 * (number - 1))
+            ax.fill_between(part["strength"], part["low"], part["high"], color=colour, alpha=0.2, lw=0)
+            ax.plot(
+                part["strength"], part["value"], LINES[number], color=colour, marker=MARKERS[number], label=direction
+            )
+        if baseline is not None:
+            ax.axhline(baseline, color="black", lw=0.8, ls="--")
+        ax.axvline(0, color="black", lw=0.5, ls=":")
+        ax.set(xlabel=xlabel, ylabel=measure)
+        if measure == "perplexity":
+            ax.set_yscale("log")
+    axes[0, 0].set_title(title)
+    axes[0, -1].legend(fontsize=9)
+    figure.tight_layout()
+    return figure
+
+
+def agreement(table: pd.DataFrame, labels: dict[str, str]) -> Figure:
+    """The scene's effect on the log-odds as asked against the same after a change; columns asked and every label."""
+    figure, axes = plt.subplots(1, len(labels), figsize=(4.2 * len(labels), 4), sharex=True, sharey=True)
+    reach = [table[["asked", *labels]].min().min() - 0.3, table[["asked", *labels]].max().max() + 0.3]
+    for ax, (column, label) in zip(np.atleast_1d(axes), labels.items()):
+        ax.plot(reach, reach, color="black", lw=0.8, ls="--")
+        ax.scatter(table["asked"], table[column], color=FEAR, s=30)
+        ax.set(xlabel="effect of the scene on the log-odds (nats)", ylabel=label, xlim=reach, ylim=reach)
+    figure.tight_layout()
+    return figure
+
+
+def continuations(table: pd.DataFrame, width: int = 110) -> pd.io.formats.style.Styler:
+    """A table of continuations to read, one row per strength; `distinct` below a half is marked as a loop."""
+    shown = table[["strength", "distinct", "perplexity", "text"]].copy()
+    shown["text"] = [visible(text)[:width] for text in shown["text"]]
+    shown["loop"] = np.where(shown["distinct"] < 0.5, "loop", "")
+    return (
+        shown.style.hide(axis="index")
+        .format({"strength": "{:+g}", "distinct": "{:.2f}", "perplexity": "{:,.0f}"})
+        .set_properties(subset=["text"], **{"text-align": "left", "font-family": "monospace"})
+    )
+
+
+def visible(token: str) -> str:
+    """A token as it can be drawn: spaces at its ends dropped, line breaks and dollar signs made visible."""
+    return token.replace("\n", "⏎").replace("$", r"\$").strip() or "␣"
+
+
+def words(columns: Sequence[str]) -> list[str]:
+    """Column names as a reader wants them: `direct_action` becomes "direct action"."""
+    return [column.replace("_", " ") for column in columns]

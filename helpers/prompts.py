@@ -1,0 +1,164 @@
+"""Prompts from CSV files, and the tokens that a model reads for them.
+
+Position 0 is always one explicit token, BOS (EOS for a tokenizer without BOS). It is left out of every mean and norm.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+from transformer_lens.model_bridge import TransformerBridge
+
+from helpers.config import DATA
+
+SIDES = ("emotional", "neutral")
+PAIR_COLUMNS = ("pair", "split", "topic", *SIDES)
+SENTENCE_ENDS = ".!?…。"
+CLOSERS = "\"'”’)]» \n"
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Right-padded token ids of several texts; position 0 of each is BOS (or EOS)."""
+
+    ids: Int[Tensor, "prompt pos"]
+    length: Int[Tensor, "prompt"]  # real tokens, position 0 included
+    last: Int[Tensor, "prompt"]  # the last token before the closing punctuation
+    stop: Int[Tensor, "prompt"]  # the closing full stop (or ! ? …); -1 where the text has none
+
+    @property
+    def real(self) -> Bool[Tensor, "prompt pos"]:
+        """True at real tokens, position 0 included; False at padding."""
+        return torch.arange(self.ids.shape[1], device=self.ids.device) < self.length[:, None]
+
+    def rows(self, rows: Int[Tensor, "row"]) -> "Tokens":
+        """These texts alone, padded no further than the longest of them."""
+        width = int(self.length[rows].max())
+        return Tokens(self.ids[rows, :width], self.length[rows], self.last[rows], self.stop[rows])
+
+
+def tokens(model: TransformerBridge, texts: Sequence[str]) -> Tokens:
+    """The texts' tokens on the model's device.
+
+    Raises ValueError for no texts at all, a text without a token, or one longer than the model's context.
+    """
+    if isinstance(texts, str):
+        raise TypeError("tokens needs a list of texts, not one string")
+    if len(texts) == 0:
+        raise ValueError("there are no texts to read")
+    for number, text in enumerate(texts):
+        if not isinstance(text, str) or not text.strip():
+            raise ValueError(f"text {number} is empty ({text!r}): give at least one word")
+    encoded = model.tokenizer(list(texts), add_special_tokens=False, return_offsets_mapping=True)
+    first = first_token(model)
+    length = torch.tensor([1 + len(ids) for ids in encoded["input_ids"]])
+    longest = int(length.argmax())
+    if length[longest] > model.cfg.n_ctx:
+        raise ValueError(
+            f"text {longest} has {length[longest]} tokens with position 0, but {model.cfg.model_name} reads at most "
+            f"{model.cfg.n_ctx}: shorten it ({texts[longest][:60]!r}...)"
+        )
+    if length.min() == 1:
+        raise ValueError(f"text {int(length.argmin())} has no token under this tokenizer ({texts[length.argmin()]!r})")
+    ids = torch.full((len(texts), int(length.max())), first)
+    last, stop = torch.zeros(2, len(texts), dtype=torch.long)
+    for row, (text, row_ids, offsets) in enumerate(zip(texts, encoded["input_ids"], encoded["offset_mapping"])):
+        ids[row, 1 : 1 + len(row_ids)] = torch.tensor(row_ids)
+        last[row], stop[row] = _ends(text, offsets)
+    device = model.cfg.device
+    return Tokens(ids.to(device), length.to(device), last.to(device), stop.to(device))
+
+
+def first_token(model: TransformerBridge) -> int:
+    """The id that stands at position 0: BOS, else EOS. Raises ValueError for a tokenizer that has neither."""
+    tokenizer = model.tokenizer
+    for id_ in (tokenizer.bos_token_id, tokenizer.eos_token_id):
+        if id_ is not None:
+            return id_
+    raise ValueError(f"the tokenizer of {model.cfg.model_name} has neither BOS nor EOS to put at position 0")
+
+
+def token_strings(model: TransformerBridge, text: str) -> list[str]:
+    """The text cut as the model reads it, position 0 first, as readable pieces."""
+    ids = tokens(model, [text]).ids[0].tolist()
+    return [model.tokenizer.decode([id_]) for id_ in ids]
+
+
+def pairs(path: Path | str = "fear_calm", split: str | None = None) -> pd.DataFrame:
+    """Prompt pairs, one row each (pair, split, topic, emotional, neutral), of one split or of all.
+
+    `path` is a CSV file or the name of one in data/prompts. Raises ValueError for a missing column, an empty side, a
+    repeated pair or text, and an unknown split, naming the row.
+    """
+    path = DATA / "prompts" / f"{path}.csv" if isinstance(path, str) and not path.endswith(".csv") else Path(path)
+    return _split(checked_pairs(pd.read_csv(path, dtype={"pair": str}), path.name), split, path.name)
+
+
+def checked_pairs(table: pd.DataFrame, name: str = "the table of pairs") -> pd.DataFrame:
+    """The same table when each row is a whole pair and no pair or text comes twice; ValueError otherwise."""
+    missing = [column for column in PAIR_COLUMNS if column not in table.columns]
+    if missing:
+        raise ValueError(
+            f"{name} lacks the column {missing[0]!r}. It needs {', '.join(PAIR_COLUMNS)}; it has {', '.join(table)}."
+        )
+    if table.empty:
+        raise ValueError(f"{name} has no rows")
+    for side in SIDES:
+        blank = table[side].isna() | (table[side].astype(str).str.strip() == "")
+        if blank.any():
+            raise ValueError(f"{name}: pair {table['pair'][blank.idxmax()]!r} has no text in the column {side!r}")
+    if table["pair"].duplicated().any():
+        raise ValueError(f"{name}: the pair {table['pair'][table['pair'].duplicated()].iloc[0]!r} comes twice")
+    texts = pd.concat([table[side] for side in SIDES], ignore_index=True)
+    if texts.duplicated().any():
+        raise ValueError(f"{name}: the text {texts[texts.duplicated()].iloc[0]!r} comes twice")
+    return table
+
+
+def dilemmas(split: str | None = None) -> pd.DataFrame:
+    """Moral-judgement prompts (data/prompts/moral.csv) with the texts that notebooks read.
+
+    Adds `text` (scene, choice, stem), `paraphrased` (the scene in other words), `swapped` (the two options named in
+    the other order), and the same without the scene: `no_scene`, `no_scene_swapped`.
+    """
+    table = _split(pd.read_csv(DATA / "prompts" / "moral.csv"), split, "moral.csv")
+    return table.assign(
+        text=table.scene + " " + table.choice + " " + table.stem,
+        paraphrased=table.paraphrase + " " + table.choice + " " + table.stem,
+        swapped=table.scene + " " + table.choice_swapped + " " + table.stem,
+        no_scene=table.choice + " " + table.stem,
+        no_scene_swapped=table.choice_swapped + " " + table.stem,
+    )
+
+
+def neutral_texts() -> list[str]:
+    """The fixed neutral texts (data/prompts/neutral.csv) on which residual norms and doses are measured."""
+    return pd.read_csv(DATA / "prompts" / "neutral.csv")["text"].tolist()
+
+
+def sides(table: pd.DataFrame) -> list[str]:
+    """All emotional texts of a table of pairs, then all neutral ones in the same order."""
+    return [text for side in SIDES for text in table[side]]
+
+
+def _split(table: pd.DataFrame, split: str | None, name: str) -> pd.DataFrame:
+    if split is None:
+        return table
+    if split not in set(table["split"]):
+        raise ValueError(f"{name} has no split {split!r}, only {', '.join(sorted(set(table['split'])))}")
+    return table[table["split"] == split].reset_index(drop=True)
+
+
+def _ends(text: str, offsets: Sequence[tuple[int, int]]) -> tuple[int, int]:
+    """Positions (BOS counted) of the last token before the closing punctuation, and of that punctuation or -1."""
+    body = text.rstrip(CLOSERS)
+    words = body.rstrip(SENTENCE_ENDS + CLOSERS)
+    starts = [start for start, _ in offsets]
+    last = max((i for i, start in enumerate(starts) if start < len(words)), default=len(starts) - 1)
+    if len(words) == len(body):
+        return 1 + last, -1
+    return 1 + last, 1 + max(i for i, start in enumerate(starts) if start < len(body))

@@ -1,0 +1,124 @@
+"""Statistics of two groups of projections, with intervals and permutation tests.
+
+Every statistic reads the last axis and keeps the others (depths, draws), so resampled data go through in one call.
+"""
+
+import math
+
+import torch
+from jaxtyping import Float, Shaped
+from torch import Generator, Tensor
+
+Group = Float[Tensor, "*any group"]
+Values = Float[Tensor, "*any"]
+
+
+def gap_over_total_sd(emotional: Group, neutral: Group) -> Values:
+    """Gap between the means over the standard deviation (ddof 0) of all points taken together.
+
+    Figures published as "Cohen's d" for GPT-2's fear direction (Magee 2026) fit this formula. Two equal groups give
+    at most 2, however far apart they are: see `from_cohens_d`.
+    """
+    return _gap(emotional, neutral) / torch.cat([emotional, neutral], -1).std(-1, correction=0)
+
+
+def cohens_d(emotional: Group, neutral: Group) -> Values:
+    """Gap between the means over the pooled within-group standard deviation (Cohen 1988, p. 67)."""
+    n, m = emotional.shape[-1], neutral.shape[-1]
+    _at_least(2, n, m)
+    pooled = ((n - 1) * emotional.var(-1) + (m - 1) * neutral.var(-1)) / (n + m - 2)
+    return _gap(emotional, neutral) / pooled.sqrt()
+
+
+def paired_d_z(emotional: Group, neutral: Group) -> Values:
+    """Mean within-pair difference over its standard deviation (Cohen 1988, p. 48; d_z in Lakens 2013)."""
+    _at_least(2, emotional.shape[-1])
+    difference = emotional - neutral
+    return difference.mean(-1) / difference.std(-1)
+
+
+def auroc(emotional: Group, neutral: Group) -> Values:
+    """Chance that a random emotional point lies above a random neutral one, ties counting half.
+
+    The area under the ROC curve, and Mann-Whitney's U over the number of comparisons (Hanley & McNeil 1982).
+    """
+    ordered, points = neutral.sort(-1).values.contiguous(), emotional.contiguous()
+    below = torch.searchsorted(ordered, points) + torch.searchsorted(ordered, points, right=True)
+    return below.float().mean(-1) / (2 * neutral.shape[-1])
+
+
+def paired_accuracy(emotional: Group, neutral: Group) -> Values:
+    """Share of pairs whose emotional side lies above the neutral one, ties counting half."""
+    return (emotional - neutral).sign().add(1).div(2).mean(-1)
+
+
+def overlap(emotional: Group, neutral: Group) -> Values:
+    """Smallest sum of both error rates that a single threshold can reach: 0 means that no point is out of order.
+
+    One minus the one-sided Kolmogorov-Smirnov distance.
+    """
+    cuts = torch.cat([emotional, neutral], -1)[..., None]
+    missed = (emotional[..., None, :] < cuts).float().mean(-1)
+    false_alarms = (neutral[..., None, :] >= cuts).float().mean(-1)
+    return (missed + false_alarms).amin(-1)
+
+
+def opposite_sides_of_zero(emotional: Group, neutral: Group) -> Shaped[Tensor, "*any"]:
+    """Whether every emotional point is positive and every neutral one negative."""
+    return (emotional > 0).all(-1) & (neutral < 0).all(-1)
+
+
+def from_cohens_d(d: float) -> float:
+    """The `gap_over_total_sd` of two equal, large groups with this Cohen's d: d / sqrt(1 + d^2 / 4), below 2.
+
+    The variance of all points together is the within-group variance plus a quarter of the squared gap.
+    """
+    return d / math.sqrt(1 + d**2 / 4)
+
+
+def to_cohens_d(ratio: float, group: int) -> float:
+    """The Cohen's d of two groups of this size whose `gap_over_total_sd` is `ratio`.
+
+    Inverts the formula exactly: within-group variance (ddof 0) = 1 - ratio^2 / 4 in units of the total variance, and
+    the pooled variance has 2 * group - 2 degrees of freedom. Raises ValueError for a ratio of 2 or more.
+    """
+    if not abs(ratio) < 2:
+        raise ValueError(f"gap over total SD is always below 2 for equal groups, got {ratio}")
+    return ratio / math.sqrt((1 - ratio**2 / 4) * group / (group - 1))
+
+
+def bootstrap_picks(draws: int, rows: int, generator: Generator) -> Shaped[Tensor, "draw row"]:
+    """Row numbers drawn with replacement, one line per bootstrap draw (Efron 1979)."""
+    return torch.randint(rows, (draws, rows), generator=generator)
+
+
+def counts(picks: Shaped[Tensor, "draw row"], rows: int) -> Float[Tensor, "draw rows"]:
+    """How often each draw holds each row, as weights that sum to one."""
+    weights = torch.zeros(len(picks), rows)
+    return weights.scatter_add_(1, picks, torch.ones(picks.shape)) / picks.shape[1]
+
+
+def sign_flips(draws: int, pairs: int, generator: Generator) -> Float[Tensor, "draw pair"]:
+    """Random signs: -1 swaps the emotional and the neutral side of a pair."""
+    return torch.randint(2, (draws, pairs), generator=generator) * 2.0 - 1
+
+
+def interval(draws: Float[Tensor, "draw *any"], confidence: float) -> tuple[Values, Values]:
+    """Percentile interval over the first axis (Efron & Tibshirani 1993, ch. 13)."""
+    tail = (1 - confidence) / 2
+    return draws.quantile(tail, 0), draws.quantile(1 - tail, 0)
+
+
+def permutation_p(observed: Values, null: Float[Tensor, "draw *any"]) -> Values:
+    """Share of null draws at or above the observed value, which itself counts as one (Phipson & Smyth 2010)."""
+    return ((null >= observed).sum(0) + 1) / (len(null) + 1)
+
+
+def _gap(emotional: Group, neutral: Group) -> Values:
+    _at_least(1, emotional.shape[-1], neutral.shape[-1])
+    return emotional.mean(-1) - neutral.mean(-1)
+
+
+def _at_least(needed: int, *sizes: int) -> None:
+    if min(sizes) < needed:
+        raise ValueError(f"needs at least {needed} points in each group, got {min(sizes)}")

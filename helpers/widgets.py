@@ -1,0 +1,41 @@
+"""Controls for the "try your own" cells: nothing runs before the button is pressed, and errors are shown in place."""
+
+from collections.abc import Callable
+
+import ipywidgets
+from IPython.display import display
+
+
+def on_button(label: str, action: Callable[..., None], **controls: ipywidgets.Widget) -> ipywidgets.VBox:
+    """The controls, a button, and below them what `action(**values)` shows when the button is pressed.
+
+    While it runs the button says so and takes no second press. A mistake in the input (ValueError, OSError) is
+    shown as a sentence under the button instead of a stack trace.
+    """
+    button = ipywidgets.Button(description=label, button_style="primary")
+    output = ipywidgets.Output()
+
+    def run(_) -> None:
+        button.disabled, button.description = True, "working ..."
+        output.clear_output()
+        try:
+            with output:
+                try:
+                    action(**{name: control.value for name, control in controls.items()})
+                except (ValueError, OSError) as error:
+                    print(f"This did not work: {error}")
+        finally:
+            button.disabled, button.description = False, label
+
+    button.on_click(run)
+    return ipywidgets.VBox([*controls.values(), button, output])
+
+
+def sentence(value: str, label: str = "text") -> ipywidgets.Textarea:
+    """A wide box for a sentence or two."""
+    return ipywidgets.Textarea(value=value, description=label, layout=ipywidgets.Layout(width="40em"))
+
+
+def show(widget: ipywidgets.Widget) -> None:
+    """Display a widget in a notebook that is open; in a file without a running kernel only its last output stays."""
+    display(widget)
