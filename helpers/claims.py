@@ -96,6 +96,11 @@ def record(
     return row
 
 
+def share_verdict(share: float) -> str:
+    """ "holds" for a share of 1, "does not hold" for 0 (or NaN), "partly" in between."""
+    return "holds" if share == 1 else "partly" if share > 0 else "does not hold"
+
+
 def verdict(low: float, high: float, above: float) -> str:
     """Whether an interval lies above a bar: "holds" if all of it, "does not hold" if none or NaN, else "partly"."""
     if any(math.isnan(x) for x in (low, high, above)) or high <= above:

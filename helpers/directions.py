@@ -60,6 +60,16 @@ def covariance_matched(
     return unit(torch.einsum("nr,rld->nld", torch.randn(draws, len(acts), generator=generator), centred))
 
 
+def random_directions(
+    acts: Float[Tensor, "row depth d_model"], draws: int, generator: Generator
+) -> dict[str, Float[Tensor, "draw depth d_model"]]:
+    """Both kinds of random direction, by the name that figures give them."""
+    return {
+        "random, isotropic": isotropic(draws, *acts.shape[1:], generator),
+        "random, covariance-matched": covariance_matched(acts, draws, generator),
+    }
+
+
 def projections(
     acts: Float[Tensor, "row depth d_model"], directions: Float[Tensor, "*draw depth d_model"]
 ) -> Float[Tensor, "*draw depth row"]:

@@ -6,6 +6,7 @@ RMSNorm keep the raw stream. Only safetensors are read, and no code that comes w
 """
 
 import difflib
+import math
 import os
 import re
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from huggingface_hub.utils import HFValidationError
+from safetensors import safe_open
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.utils import logging as transformers_logging
@@ -150,7 +152,7 @@ def _bridge(
         model = TransformerBridge.boot_transformers(
             str(folder), device=device, dtype=dtype, hf_model=hf.eval().to(device) if hf else None
         )
-        model.cfg.n_params = sum(p.numel() for p in model.original_model.parameters())
+        model.cfg.n_params = _parameters(folder)
         if is_centred(model):
             model.enable_compatibility_mode(
                 center_writing_weights=True,
@@ -163,6 +165,15 @@ def _bridge(
     model.original_model.requires_grad_(False)
     model.cfg.model_name = name
     return model
+
+
+def _parameters(folder: Path) -> int:
+    """Number of weights in the folder's safetensors files, tied ones counted once."""
+    total = 0
+    for file in folder.glob("*.safetensors"):
+        with safe_open(file, "pt") as weights:
+            total += sum(math.prod(weights.get_slice(key).get_shape()) for key in weights.keys())
+    return total
 
 
 def _check(folder: Path) -> None:

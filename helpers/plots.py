@@ -3,8 +3,6 @@
 Fear is vermilion and calm is blue in every figure; controls are grey and told apart by line style or marker.
 """
 
-from collections.abc import Sequence
-
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -12,6 +10,7 @@ import seaborn as sns
 from IPython.display import display
 from matplotlib.colors import TwoSlopeNorm
 from matplotlib.figure import Figure
+from pandas.io.formats.style import Styler
 
 from helpers.config import FIGURES
 from helpers.files import replacing
@@ -115,10 +114,10 @@ def by_depth(table: pd.DataFrame, ylabel: str, chance: float, title: str) -> Fig
         if number == 0 or condition.startswith("random"):
             ax.fill_between(part["depth"], part["low"], part["high"], color=colour, alpha=0.2, lw=0)
     ax.axhline(chance, color="black", lw=0.8, ls="--")
-    ax.text(table["depth"].max(), chance, " chance", va="center", fontsize=9)
+    ax.text(1.01, chance, "chance", transform=ax.get_yaxis_transform(), va="center", fontsize=9)
     ax.set(xlabel="depth (0 = embeddings, then after each block)", ylabel=ylabel, title=title)
     ax.set_xticks(sorted(table["depth"].unique()))
-    ax.legend(loc="upper left", bbox_to_anchor=(1.06, 1), fontsize=9)
+    ax.legend(loc="upper left", bbox_to_anchor=(1.08, 1), fontsize=9)
     return figure
 
 
@@ -157,7 +156,7 @@ def forest(table: pd.DataFrame, chance: float, title: str) -> Figure:
     axes[0, 0].set_yticks(range(len(conditions)), conditions)
     axes[0, 0].invert_yaxis()
     axes[0, 0].set_title(title)
-    figure.tight_layout(w_pad=9)
+    figure.tight_layout(w_pad=7)
     return figure
 
 
@@ -194,9 +193,9 @@ def logit_lens(table: pd.DataFrame) -> Figure:
 
 
 def token_strips(table: pd.DataFrame, title: str) -> Figure:
-    """Sentences coloured token by token by their projection; columns sentence, pos, token, projection.
+    """Sentences coloured token by token by their projection; columns sentence, side, pos, token, projection.
 
-    Colours are centred on the median of all tokens shown; position 0 is left out by the caller.
+    A bar at the left shows each sentence's side where there is such a column. Colours are centred on the median of all tokens shown; position 0 is left out by the caller.
     """
     sentences = list(table["sentence"].unique())
     figure, ax = plt.subplots(figsize=(10, 0.42 * len(sentences) + 0.9))
@@ -205,8 +204,10 @@ def token_strips(table: pd.DataFrame, title: str) -> Figure:
     norm = TwoSlopeNorm(centre, centre - reach, centre + reach)
     colours = plt.get_cmap("PuOr_r")
     for row, sentence in enumerate(sentences):
-        x = 0.0
-        for part in table[table["sentence"] == sentence].itertuples():
+        x, here = 0.0, table[table["sentence"] == sentence]
+        if "side" in here:
+            ax.add_patch(plt.Rectangle((-1.6, row - 0.42), 0.9, 0.84, color=SIDES[here["side"].iloc[0]]))
+        for part in here.itertuples():
             word = visible(part.token)
             width = len(word) + 0.6
             fill = colours(norm(part.projection))
@@ -215,7 +216,7 @@ def token_strips(table: pd.DataFrame, title: str) -> Figure:
             ax.text(x + width / 2, row, word, ha="center", va="center", fontsize=8, family="monospace",
                     color="white" if dark else "black")  # fmt: skip
             x += width
-    ax.set(xlim=(0, 115), ylim=(len(sentences) - 0.4, -0.6), yticks=[], xticks=[], title=title)
+    ax.set(xlim=(-2, 115), ylim=(len(sentences) - 0.4, -0.6), yticks=[], xticks=[], title=title)
     sns.despine(ax=ax, left=True, bottom=True)
     bar = figure.colorbar(plt.cm.ScalarMappable(norm, colours), ax=ax, fraction=0.03, pad=0.01)
     bar.set_label("projection")
@@ -254,11 +255,28 @@ def dose_response(table: pd.DataFrame, ylabel: str, xlabel: str, title: str, bas
     return figure
 
 
+def word_counts(table: pd.DataFrame) -> Figure:
+    """Words of each kind in one completion by magnitude, one panel per vector.
+
+    Columns vector, strength, kind, words per 100.
+    """
+    vectors = list(table["vector"].unique())
+    figure, axes = plt.subplots(1, len(vectors), figsize=(4.8 * len(vectors), 3.6), sharey=True, squeeze=False)
+    for ax, vector in zip(axes[0], vectors):
+        sns.lineplot(
+            table[table["vector"] == vector], x="strength", y="words per 100", hue="kind", style="kind", markers=True,
+            palette=["black", "0.4", "0.65"], ax=ax, legend=vector == vectors[0],
+        )  # fmt: skip
+        ax.set(xlabel=f"magnitude, multiples of the {vector}", title="one greedy completion per magnitude")
+    figure.tight_layout()
+    return figure
+
+
 def agreement(table: pd.DataFrame, labels: dict[str, str]) -> Figure:
     """The scene's effect on the log-odds as asked against the same after a change; columns asked and every label."""
-    figure, axes = plt.subplots(1, len(labels), figsize=(4.2 * len(labels), 4), sharex=True, sharey=True)
+    figure, axes = plt.subplots(1, len(labels), figsize=(4.2 * len(labels), 4), sharex=True, sharey=True, squeeze=False)
     reach = [table[["asked", *labels]].min().min() - 0.3, table[["asked", *labels]].max().max() + 0.3]
-    for ax, (column, label) in zip(np.atleast_1d(axes), labels.items()):
+    for ax, (column, label) in zip(axes[0], labels.items()):
         ax.plot(reach, reach, color="black", lw=0.8, ls="--")
         ax.scatter(table["asked"], table[column], color=FEAR, s=30)
         ax.set(xlabel="effect of the scene on the log-odds (nats)", ylabel=label, xlim=reach, ylim=reach)
@@ -266,7 +284,7 @@ def agreement(table: pd.DataFrame, labels: dict[str, str]) -> Figure:
     return figure
 
 
-def continuations(table: pd.DataFrame, width: int = 110) -> pd.io.formats.style.Styler:
+def continuations(table: pd.DataFrame, width: int = 110) -> Styler:
     """A table of continuations to read, one row per strength; `distinct` below a half is marked as a loop."""
     shown = table[["strength", "distinct", "perplexity", "text"]].copy()
     shown["text"] = [visible(text)[:width] for text in shown["text"]]
@@ -281,8 +299,3 @@ def continuations(table: pd.DataFrame, width: int = 110) -> pd.io.formats.style.
 def visible(token: str) -> str:
     """A token as it can be drawn: spaces at its ends dropped, line breaks and dollar signs made visible."""
     return token.replace("\n", "⏎").replace("$", r"\$").strip() or "␣"
-
-
-def words(columns: Sequence[str]) -> list[str]:
-    """Column names as a reader wants them: `direct_action` becomes "direct action"."""
-    return [column.replace("_", " ") for column in columns]

@@ -22,6 +22,7 @@ from helpers.prompts import CLOSERS, SENTENCE_ENDS, SIDES, sides
 from helpers.stats import (
     auroc,
     bootstrap_picks,
+    centred_interval,
     cohens_d,
     counts,
     gap_over_total_sd,
@@ -43,6 +44,8 @@ STATISTICS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "paired accuracy": paired_accuracy,
     "overlap": overlap,
 }
+
+SHARES = ("AUROC", "paired accuracy", "overlap")  # between 0 and 1, and so are their intervals
 
 
 @dataclass(frozen=True)
@@ -102,17 +105,22 @@ def shuffled_label_scores(
 
 
 def summary(scores: Scores) -> pd.DataFrame:
-    """Every statistic at every depth: value from draw 0, interval over the bootstrap draws."""
-    return _table({name: statistic(*scores) for name, statistic in STATISTICS.items()})
+    """Every statistic at every depth: value from draw 0, `stats.centred_interval` over the bootstrap draws."""
+    return _refit_table({name: statistic(*scores) for name, statistic in STATISTICS.items()})
 
 
 def null_summary(scores: Scores) -> pd.DataFrame:
     """Every statistic at every depth of readers drawn at random: median as value, quantiles as low and high."""
-    found = {}
+    tables = []
     for name, statistic in STATISTICS.items():
         drawn = statistic(*scores)
-        found[name] = torch.cat([drawn.median(0, keepdim=True).values, drawn])
-    return _table(found)
+        tables.append(_table(name, drawn.median(0).values, *interval(drawn, CFG.confidence)))
+    return pd.concat(tables, ignore_index=True)
+
+
+def summaries(scores: dict[str, Scores], summarised: Callable[[Scores], pd.DataFrame] = summary) -> pd.DataFrame:
+    """`summary` (or `null_summary`) of several readers under each other, named in the column `condition`."""
+    return pd.concat([summarised(each).assign(condition=name) for name, each in scores.items()], ignore_index=True)
 
 
 def excess(ours: Scores, theirs: Scores, statistic: str = "AUROC") -> pd.DataFrame:
@@ -123,7 +131,7 @@ def excess(ours: Scores, theirs: Scores, statistic: str = "AUROC") -> pd.DataFra
     if ours.shape[1] != theirs.shape[1]:
         raise ValueError(f"readers with {ours.shape[1]} and {theirs.shape[1]} draws cannot be compared draw by draw")
     measure = STATISTICS[statistic]
-    return _table({statistic: measure(*ours) - measure(*theirs)})
+    return _refit_table({f"excess {statistic}": measure(*ours) - measure(*theirs)})
 
 
 def permutation_test(
@@ -163,11 +171,17 @@ def _projected(test: PairActs, directions: Float[Tensor, "draw depth d_model"]) 
     return torch.stack([projections(side, directions) for side in test])
 
 
-def _table(found: dict[str, Float[Tensor, "draw depth"]]) -> pd.DataFrame:
+def _refit_table(found: dict[str, Float[Tensor, "draw depth"]]) -> pd.DataFrame:
     """Statistics by draw and depth as rows: draw 0 is the value, the others give the interval."""
     tables = []
     for name, drawn in found.items():
-        low, high = interval(drawn[1:], CFG.confidence)
-        rows = {"depth": range(drawn.shape[1]), "statistic": name, "value": drawn[0], "low": low, "high": high}
-        tables.append(pd.DataFrame(rows))
+        low, high = centred_interval(drawn[0], drawn[1:], CFG.confidence)
+        if name in SHARES:
+            low, high = low.clamp(0, 1), high.clamp(0, 1)
+        tables.append(_table(name, drawn[0], low, high))
     return pd.concat(tables, ignore_index=True)
+
+
+def _table(statistic: str, value: Tensor, low: Tensor, high: Tensor) -> pd.DataFrame:
+    rows = {"depth": range(len(value)), "statistic": statistic, "value": value, "low": low, "high": high}
+    return pd.DataFrame(rows)

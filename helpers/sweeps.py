@@ -37,7 +37,7 @@ def log_odds_sweep(
     said = dilemmas.set_index("prompt").loc[runs["prompt"], ["text", "act", "refrain"]]
     asked = [said[column].tolist() for column in said]
     runs["log_odds"] = log_odds(model, *asked, _added(runs, depth, directions, unit)).tolist()
-    return runs.assign(shift=runs["log_odds"] - _at_zero(runs, "log_odds"))
+    return shifted(runs, "log_odds")
 
 
 def text_sweep(
@@ -75,6 +75,15 @@ def text_sweep(
         "perplexity": [perplexity(score) for score in scores],
     }
     return pd.concat([runs.assign(**measured), kinds], axis=1)
+
+
+def shifted(runs: pd.DataFrame, value: str) -> pd.DataFrame:
+    """The same runs with `shift`: a column minus what the same prompt and sample has at strength 0."""
+    zero = runs[runs["strength"] == 0].set_index(["prompt", "sample"])[value]
+    if zero.empty:
+        raise ValueError("the sweep has no strength 0 to compare with")
+    before = zero.loc[pd.MultiIndex.from_frame(runs[["prompt", "sample"]])].to_numpy()
+    return runs.assign(shift=runs[value] - before)
 
 
 def over_prompts(runs: pd.DataFrame, value: str, generator: Generator) -> pd.DataFrame:
@@ -128,9 +137,3 @@ def _added(runs: pd.DataFrame, depth: int, directions: Directions, unit: float) 
     rows = torch.tensor([first[name] + draw for name, draw in zip(runs["direction"], runs["draw"])])
     strength = torch.tensor(runs["strength"].to_numpy(), dtype=torch.float32)
     return Added(depth, strength[:, None] * unit * stacked[rows])
-
-
-def _at_zero(runs: pd.DataFrame, value: str) -> pd.Series:
-    """For every run the value that the same prompt and sample has at strength 0."""
-    zero = runs[runs["strength"] == 0].set_index(["prompt", "sample"])[value]
-    return pd.Series(zero.loc[pd.MultiIndex.from_frame(runs[["prompt", "sample"]])].to_numpy(), runs.index)

@@ -3,7 +3,6 @@
 from collections.abc import Callable
 
 import ipywidgets
-from IPython.display import display
 
 
 def on_button(label: str, action: Callable[..., None], **controls: ipywidgets.Widget) -> ipywidgets.VBox:
@@ -36,6 +35,8 @@ def sentence(value: str, label: str = "text") -> ipywidgets.Textarea:
     return ipywidgets.Textarea(value=value, description=label, layout=ipywidgets.Layout(width="40em"))
 
 
-def show(widget: ipywidgets.Widget) -> None:
-    """Display a widget in a notebook that is open; in a file without a running kernel only its last output stays."""
-    display(widget)
+def slider(value: float, low: float, high: float, label: str) -> ipywidgets.FloatSlider:
+    """A slider whose value counts when it is released."""
+    return ipywidgets.FloatSlider(
+        value=value, min=low, max=high, step=(high - low) / 100, description=label, continuous_update=False
+    )

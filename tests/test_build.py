@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -71,6 +72,8 @@ def test_a_build_that_was_stopped_ends_in_the_same_weights(corpus, tmp_path, mon
         patch.setattr(build, "CHECKPOINT_SECONDS", -1 if ending == "crash" else 180)  # -1: after every step
         with pytest.raises(KeyboardInterrupt if ending == "ctrl-c" else OSError):
             build.build(stopped, tmp_path / "two")
+    with safe_open(tmp_path / "stopped" / "checkpoint.safetensors", "pt") as file:  # Ctrl-C lets the step end
+        assert file.metadata()["step"] == ("14" if ending == "ctrl-c" else "13")
     assert not (tmp_path / "two").exists()
     build.build(stopped, tmp_path / "two")
     whole, resumed = weights(tmp_path / "whole"), weights(tmp_path / "stopped")

@@ -356,8 +356,9 @@ def write_weights(run: Run) -> None:
     bar = tqdm(total=total, initial=total * settings.spent(step, seconds), desc="train", unit=unit, unit_scale=True)
     with bar, interruption() as interrupted:
         while (spent := settings.spent(step, seconds)) < 1:
-            for group in (g for optimizer in optimizers for g in optimizer.param_groups):
-                group["lr"] = learning_rate(settings, step, spent)
+            rate = learning_rate(settings, step, spent)
+            for group in (group for optimizer in optimizers for group in optimizer.param_groups):
+                group["lr"] = rate
             with autocast(device.type):  # left after every step: inside it, casts of the weights are kept
                 loss = losses_of(model, *batch(step)).mean()
             loss.backward()
@@ -525,7 +526,8 @@ def main() -> None:
             work = args.work or args.out.with_name(args.out.name + ".work")
             build(Run(args.corpus, work, settings, args.tokenizer), args.out)
     except KeyboardInterrupt:
-        sys.exit("\nStopped. What was made is kept: the same command goes on from here.")
+        print("\nStopped. What was made is kept: the same command goes on from here.", file=sys.stderr)
+        sys.exit(130)
     except (ValueError, OSError) as error:
         sys.exit(f"build.py: {error}")
 
