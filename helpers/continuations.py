@@ -5,7 +5,7 @@ at their positions only. Every function takes one row per run: a prompt, its vec
 """
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,8 +17,6 @@ from helpers.activations import BATCH_TOKENS, batches, progress
 from helpers.config import DATA
 from helpers.prompts import first_token, tokens
 from helpers.steering import Steered, Steering, steered, steering_mask
-
-LOGITS = 2**26  # at most so many logits at once: 256 MiB in float32
 
 
 @dataclass(frozen=True)
@@ -54,13 +52,13 @@ def log_probs(
         steered(model, *_start(model, added)) as steering,
         progress(len(before), "run", "scoring") as bar,
     ):
-        for rows in batches(length, min(BATCH_TOKENS, LOGITS // model.cfg.d_vocab)):
+        for rows in batches(length, BATCH_TOKENS // 2):
             room = int(longest[rows].max())
             batch = _left_padded(model, [before[r] for r in rows], room)
             _steer(steering, added, rows, batch, room)
-            read = _forward(model, batch, 0, batch.ids.shape[1] - room, use_cache=True)
+            read = _read(model, batch, room, [tuple(before[r]) if added is None else int(r) for r in rows])
             for option, scores in zip(after, found):
-                written = _scores(model, batch, [option[r] for r in rows], read, steering)
+                written = _scores(model, batch, [option[r] for r in rows], *read, steering)
                 for row, score in zip(rows, written):
                     scores[row] = score
             bar.update(len(rows))
@@ -180,24 +178,34 @@ def _forward(
     )
 
 
+def _read(model: TransformerBridge, batch: _Batch, room: int, alike: Sequence[Hashable]):
+    """The cache of the batch's prompts, and the logits after them; rows that are alike are computed once."""
+    place = {key: i for i, key in enumerate(dict.fromkeys(alike))}
+    once = torch.tensor([alike.index(key) for key in place])
+    out = _forward(model, _Batch(batch.ids[once], batch.real[once]), 0, batch.ids.shape[1] - room, use_cache=True)
+    cache, logits = out.past_key_values, out.logits[:, -1:]
+    if len(once) == len(alike):
+        return cache, logits
+    back = torch.tensor([place[key] for key in alike], device=logits.device)
+    cache.batch_select_indices(back)
+    return cache, logits[back]
+
+
 def _scores(
-    model: TransformerBridge, batch: _Batch, option: Sequence[list[int]], read, steering: Steering
+    model: TransformerBridge, batch: _Batch, option: Sequence[list[int]], cache, logits: Tensor, steering: Steering
 ) -> list[Tensor]:
-    """Log probabilities of one continuation per row after the prompts in `read`, whose cache is left as it was."""
-    longest = max(len(ids) for ids in option)
-    width = steering.start = read.past_key_values.get_seq_length()
+    """Log probabilities of one continuation per row after the prompts in the cache, which is left as it was."""
+    more = max(len(ids) for ids in option) - 1
+    width = steering.start = cache.get_seq_length()
     ids = batch.ids.clone()
     for row, row_ids in enumerate(option):
         ids[row, width : width + len(row_ids)] = torch.tensor(row_ids)
-    logits = read.logits[:, -1:]
-    if longest > 1:
-        out = _forward(
-            model, _Batch(ids, batch.real), width, width + longest - 1, read.past_key_values, True, longest - 1
-        )
+    if more:
+        out = _forward(model, _Batch(ids, batch.real), width, width + more, cache, True, more)
         logits = torch.cat([logits, out.logits], 1)
-        read.past_key_values.crop(1 - longest)
+        cache.crop(-more)
     steering.start = 0
-    chosen = ids[:, width : width + longest, None]
+    chosen = ids[:, width : width + more + 1, None]
     scores = (logits.gather(-1, chosen)[..., 0] - logits.logsumexp(-1)).float().cpu()
     return [score[: len(row_ids)] for score, row_ids in zip(scores, option)]
 
@@ -264,8 +272,7 @@ def _steer(steering: Steering, added: Added | None, rows: Tensor, batch: _Batch,
     """Point the steering at these rows, whose last `room` columns are continuation."""
     steering.start = 0
     if added is None:
-        steering.mask = torch.zeros_like(batch.real)
-        steering.vectors = steering.vectors[:1].expand(len(rows), -1)
+        steering.mask = torch.zeros_like(batch.real[:1])  # one row stands for all
         return
     width = batch.ids.shape[1] - room
     prompt, continuation = batch.real.clone(), batch.real.clone()
