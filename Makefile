@@ -24,7 +24,7 @@ help:  ## what there is
 setup: $(READY)  ## .venv with every package of requirements.lock (1-3 minutes, once)
 
 reproduce: $(READY)  ## run every notebook on MODEL; bookworm's replace the committed ones
-	@$(PY) notebooks/run.py
+	@$(PY) notebooks/run.py && $(PY) -m helpers.claims
 
 test: $(READY)  ## run the tests
 	@$(PY) -m pytest

@@ -16,11 +16,11 @@ from tqdm.auto import tqdm
 from transformer_lens.model_bridge import TransformerBridge
 from transformer_lens.model_bridge.exceptions import StopAtLayerException
 
-from helpers.prompts import Tokens, sides, tokens
+from helpers.prompts import Tokens, sides, token_strings, tokens
 
 Position = Literal["last token", "mean", "final punctuation"]
 POSITIONS: tuple[Position, ...] = ("last token", "mean", "final punctuation")
-BATCH_TOKENS = 4096
+BATCH_TOKENS = 2048
 
 
 def site(model: TransformerBridge, depth: int) -> str:
@@ -90,6 +90,15 @@ def token_residuals(model: TransformerBridge, text: str) -> Float[Tensor, "pos d
 
     _read_stream(model, read, keep)
     return found
+
+
+def token_projections(
+    model: TransformerBridge, text: str, depth: int, direction: Float[Tensor, "d_model"]
+) -> pd.DataFrame:
+    """One row per token but position 0: sentence, pos, token, projection (residual-stream units) on the direction."""
+    along = token_residuals(model, text)[1:, depth] @ direction
+    read = token_strings(model, text)[1:]
+    return pd.DataFrame({"sentence": text, "pos": range(1, len(read) + 1), "token": read, "projection": along})
 
 
 def residual_norms(model: TransformerBridge, texts: Sequence[str]) -> Float[Tensor, "depth"]:

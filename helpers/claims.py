@@ -120,17 +120,26 @@ def _cell(rows: pd.DataFrame, claim: str) -> str:
 
 
 def table(models: Sequence[str] = ("bookworm", "gpt2-small"), figures: Path = FIGURES) -> str:
-    """Markdown: every claim, its published value, what each model shows, and the notebook that decides it."""
+    """Markdown: every claim, its published value, what each model shows, and the notebook that decides it.
+
+    Claims that no model has been tried on come in a second table, folded away.
+    """
     found = {model: recorded(figures / model) for model in models}
     titles = [f"{model} (analogue)" if model == "bookworm" else model for model in models]
-    lines = [["claim", "published (on)", *titles, "notebook"], ["---"] * (len(models) + 3)]
+    decided = {claim for rows in found.values() for claim in rows.claim}
+    head = [["claim", "published (on)", *titles, "notebook"], ["---"] * (len(models) + 3)]
+    shown, waiting = [*head], [*head]
     for row in published().itertuples():
         value = f"{shorten(row.published, 96, placeholder=' ...')} ({row.published_on})"
         link, number = f"notebooks/{row.notebook}.ipynb", row.notebook[:2]
         cells = [row.statement, value, *(_cell(found[model], row.claim) for model in models)]
         cells = [cell.replace("|", "\\|") for cell in cells]
-        lines.append([*cells, f"[{number}]({link})" if (ROOT / link).exists() else number])
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+        (shown if row.claim in decided else waiting).append(
+            [*cells, f"[{number}]({link})" if (ROOT / link).exists() else number]
+        )
+    first, rest = ("\n".join(f"| {' | '.join(cells)} |" for cells in lines) for lines in (shown, waiting))
+    summary = f"<summary>{len(waiting) - len(head)} further published claims, not run yet</summary>"
+    return f"{first}\n\n<details>{summary}\n\n{rest}\n\n</details>"
 
 
 def updated(readme: Path, figures: Path = FIGURES) -> str:

@@ -8,6 +8,7 @@ import csv
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
+import pandas as pd
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -52,7 +53,7 @@ def log_probs(
         steered(model, *_start(model, added)) as steering,
         progress(len(before), "run", "scoring") as bar,
     ):
-        for rows in batches(length, BATCH_TOKENS // 2):
+        for rows in batches(length, BATCH_TOKENS):
             room = int(longest[rows].max())
             batch = _left_padded(model, [before[r] for r in rows], room)
             _steer(steering, added, rows, batch, room)
@@ -113,6 +114,15 @@ def generated(
                 found[row] = ids[: ids.index(end)] if end in ids else ids
             bar.update(len(rows))
     return found
+
+
+def side_by_side(
+    model: TransformerBridge, prompt: str, depth: int, vector: Float[Tensor, "d_model"], n_tokens: int = 40
+) -> pd.DataFrame:
+    """The greedy continuation of a prompt without and with a vector added at a depth: columns run, text."""
+    vectors = torch.stack([torch.zeros_like(vector), vector])
+    ids = generated(model, [prompt] * 2, n_tokens, Added(depth, vectors))
+    return pd.DataFrame({"run": ["unsteered", "steered"], "text": [model.tokenizer.decode(row) for row in ids]})
 
 
 def perplexity(scores: Float[Tensor, "token"]) -> float:
@@ -184,6 +194,7 @@ def _read(model: TransformerBridge, batch: _Batch, room: int, alike: Sequence[Ha
     once = torch.tensor([alike.index(key) for key in place])
     out = _forward(model, _Batch(batch.ids[once], batch.real[once]), 0, batch.ids.shape[1] - room, use_cache=True)
     cache, logits = out.past_key_values, out.logits[:, -1:]
+    cache.activate_past_recording()  # so that a sliding window can be cropped after each option
     if len(once) == len(alike):
         return cache, logits
     back = torch.tensor([place[key] for key in alike], device=logits.device)

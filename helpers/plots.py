@@ -193,9 +193,10 @@ def logit_lens(table: pd.DataFrame) -> Figure:
 
 
 def token_strips(table: pd.DataFrame, title: str) -> Figure:
-    """Sentences coloured token by token by their projection; columns sentence, side, pos, token, projection.
+    """Sentences coloured token by token by their projection; columns sentence, token, projection.
 
-    A bar at the left shows each sentence's side where there is such a column. Colours are centred on the median of all tokens shown; position 0 is left out by the caller.
+    With a column `side`, a bar at the left shows each sentence's side. Colours are centred on the median of all
+    tokens shown; position 0 is left out by the caller.
     """
     sentences = list(table["sentence"].unique())
     figure, ax = plt.subplots(figsize=(10, 0.42 * len(sentences) + 0.9))

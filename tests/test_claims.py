@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from helpers import claims
-from helpers.config import ROOT
+from helpers.config import DATA, ROOT
 
 NOTEBOOKS = """01_fear_direction 02_sae_features 03_cross_layer_similarity 04_steering_sweeps
                05_emotion_geometry 06_ct_scan 07_across_models 08_playground"""
@@ -147,9 +147,15 @@ def test_the_table_shows_every_claim_and_says_what_was_not_run(tmp_path, monkeyp
     claims.record(tmp_path / "bookworm", "bookworm", "A-zero-overlap", "partly", 0.51234, -0.2, 123.4)
     claims.record(tmp_path / "bookworm", "bookworm", "A-d-by-layer", "does not hold", 1.26)
     claims.record(tmp_path / "bookworm", "bookworm", "B-cross-lingual", "not applicable", note="one | script, nan")
-    header, _, *lines = claims.table(["bookworm", "gpt2-small"], tmp_path).splitlines()
-    assert header == "| claim | published (on) | bookworm (analogue) | gpt2-small | notebook |"
-    rows = dict(zip(claims.published().claim, lines, strict=True))
+    decided, waiting = claims.table(["bookworm", "gpt2-small"], tmp_path).split("<details>")
+    lines = [line for line in (decided + waiting).splitlines() if line.startswith("| ") and " --- " not in line]
+    header = "| claim | published (on) | bookworm (analogue) | gpt2-small | notebook |"
+    assert lines.count(header) == 2
+    statements = {line.split(" | ")[0].removeprefix("| "): line for line in lines if line != header}
+    rows = {row.claim: statements[row.statement] for row in claims.published().itertuples()}
+    assert len(lines) == len(rows) + 2
+    assert all(rows[claim] in decided for claim in ("A-zero-overlap", "A-d-by-layer", "B-cross-lingual"))
+    assert f"{len(rows) - 3} further published claims" in waiting
     link = "[01](notebooks/01_fear_direction.ipynb)"
     assert rows["A-zero-overlap"].endswith(f"| partly 0.51 [-0.2, 123] | not run | {link} |")
     assert rows["A-d-by-layer"].endswith(f"| does not hold 1.3 | not run | {link} |")
@@ -170,6 +176,12 @@ def test_the_command_writes_the_table_and_checks_it(tmp_path):
     claims.record(tmp_path / "bookworm", "bookworm", "A-zero-overlap", "holds", 1.0)
     with pytest.raises(SystemExit, match="not current"):
         claims.main(["--check"], readme, tmp_path)
+
+
+def test_the_published_projections_are_those_of_the_ledger():
+    layers = pd.read_csv(DATA / "published" / "fear_projections.csv")["d"]
+    row = claims.published().set_index("claim").loc["A-d-by-layer"]
+    assert row.published.split(" (")[0].split() == [f"{d:.2f}" for d in layers]
 
 
 @pytest.mark.parametrize("text", [markdown(end=""), markdown(begin=""), markdown(claims.END, claims.BEGIN)])

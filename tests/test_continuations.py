@@ -1,0 +1,296 @@
+"""Continuations, scored and generated, against plain loops over one unpadded text without a cache."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Generator, Tensor
+from transformer_lens.model_bridge import TransformerBridge
+
+from helpers import continuations
+from helpers.activations import site
+from helpers.continuations import Added, distinct_ngrams, generated, log_odds, log_probs, perplexity, word_kinds
+from helpers.models import load_model
+
+# A short prompt, one longer than the tiny models' sliding window of 16 tokens, one that comes twice.
+PROMPTS = [
+    "He fell!",
+    "I walked home along the quiet road, past the church and the mill, and at last I sat down by it and",
+    "The dog ran after me down the lane, and",
+    "He fell!",
+]
+ACT = [" ran", " said nothing at all.", " I shouted for help", " got up again and walked on"]
+REFRAIN = [" went on", ", and slept", " I kept quiet until it was gone,", " wept"]
+WHICH = ("prompt", "generated", "both")
+CLOSE = {"atol": 2e-5, "rtol": 1e-5}
+
+
+def test_log_probs_are_those_of_a_plain_forward_pass(any_model: TransformerBridge):
+    for option, found in zip((ACT, REFRAIN), log_probs(any_model, PROMPTS, [ACT, REFRAIN])):
+        for prompt, continuation, scores in zip(PROMPTS, option, found):
+            torch.testing.assert_close(scores, _scored(any_model, prompt, continuation), **CLOSE)
+
+
+@pytest.mark.parametrize("which", WHICH)
+def test_steered_log_probs_are_those_of_a_plain_steered_pass(
+    any_model: TransformerBridge, generator: Generator, which: str
+):
+    for depth in (0, 1, any_model.cfg.n_layers):
+        vectors = _vectors(any_model, generator)
+        both = log_probs(any_model, PROMPTS, [ACT, REFRAIN], Added(depth, vectors, which))
+        for option, found in zip((ACT, REFRAIN), both):
+            for prompt, continuation, vector, scores in zip(PROMPTS, option, vectors, found):
+                plain = _scored(any_model, prompt, continuation, depth, vector, which)
+                torch.testing.assert_close(scores, plain, **CLOSE)
+
+
+def test_a_batch_scores_as_its_rows_do_one_by_one(
+    any_model: TransformerBridge, generator: Generator, monkeypatch: pytest.MonkeyPatch
+):
+    added = Added(1, _vectors(any_model, generator))
+    together = [log_odds(any_model, PROMPTS, ACT, REFRAIN, each) for each in (None, added)]
+    monkeypatch.setattr(continuations, "BATCH_TOKENS", 1)
+    alone = [log_odds(any_model, PROMPTS, ACT, REFRAIN, each) for each in (None, added)]
+    torch.testing.assert_close(together, alone, **CLOSE)
+
+
+def test_options_scored_together_score_as_they_do_apart(any_model: TransformerBridge, generator: Generator):
+    long = [" a" * 40, " b", " c d e", " f" * 20]
+    for added in (None, Added(2, _vectors(any_model, generator))):
+        together = log_probs(any_model, PROMPTS, [ACT, long, REFRAIN, ACT], added)
+        apart = [log_probs(any_model, PROMPTS, [option], added)[0] for option in (ACT, long, REFRAIN, ACT)]
+        torch.testing.assert_close(together, apart, **CLOSE)
+
+
+def test_a_batch_may_be_wider_than_the_context_that_each_run_fits(any_model: TransformerBridge):
+    prompts, option = ["He", "no" + " no" * 55], [" yes" * 58, " no"]
+    lengths = [_ids(any_model, prompt) + _token_ids(any_model, c) for prompt, c in zip(prompts, option)]
+    assert max(map(len, lengths)) <= any_model.cfg.n_ctx < 55 + 58
+    for prompt, continuation, scores in zip(prompts, option, log_probs(any_model, prompts, [option])[0]):
+        torch.testing.assert_close(scores, _scored(any_model, prompt, continuation), **CLOSE)
+
+
+def test_token_ids_score_as_their_text(model: TransformerBridge):
+    ids = [_token_ids(model, text) for text in ACT]
+    torch.testing.assert_close(log_probs(model, PROMPTS, [ids]), log_probs(model, PROMPTS, [ACT]))
+
+
+def test_log_odds_sum_over_the_tokens_of_each_side(model: TransformerBridge):
+    for_act, for_refrain = log_probs(model, PROMPTS, [ACT, REFRAIN])
+    by_hand = [sum(a.tolist()) - sum(r.tolist()) for a, r in zip(for_act, for_refrain)]
+    assert [len(scores) for scores in for_act] == [len(_token_ids(model, text)) for text in ACT]
+    np.testing.assert_allclose(log_odds(model, PROMPTS, ACT, REFRAIN), by_hand, atol=1e-4)
+    np.testing.assert_allclose(log_odds(model, PROMPTS, REFRAIN, ACT), -np.array(by_hand), atol=1e-4)
+
+
+def test_greedy_text_takes_the_likeliest_token_at_every_step(any_model: TransformerBridge):
+    assert generated(any_model, PROMPTS, 8) == [_written(any_model, prompt, 8) for prompt in PROMPTS]
+
+
+def test_steered_text_is_that_of_a_plain_loop(any_model: TransformerBridge, generator: Generator):
+    prompts, written = PROMPTS[:3], {which: [] for which in WHICH}
+    for depth in (1, any_model.cfg.n_layers):
+        vectors = _vectors(any_model, generator)[:3]
+        for which in WHICH:
+            texts = generated(any_model, prompts, 5, Added(depth, vectors, which))
+            assert texts == [_written(any_model, p, 5, depth, v, which) for p, v in zip(prompts, vectors)], (
+                depth,
+                which,
+            )
+            written[which] += texts
+    assert written["prompt"] != written["generated"] != written["both"] != written["prompt"]
+
+
+@pytest.mark.parametrize("seeds", [None, [3, 4, 5, 3]], ids=["greedy", "sampled"])
+def test_a_batch_writes_as_its_rows_do_one_by_one_and_without_a_cache(
+    any_model: TransformerBridge, generator: Generator, monkeypatch: pytest.MonkeyPatch, seeds: list[int] | None
+):
+    added = Added(1, _vectors(any_model, generator))
+    together = generated(any_model, PROMPTS, 10, added, seeds)
+    assert generated(any_model, PROMPTS, 10, added, seeds, use_cache=False) == together
+    monkeypatch.setattr(continuations, "BATCH_TOKENS", 0)
+    assert generated(any_model, PROMPTS, 10, added, seeds) == together
+
+
+def test_a_sample_depends_on_its_own_seed_alone(model: TransformerBridge):
+    texts = generated(model, PROMPTS, 10, seeds=[3, 4, 5, 6])
+    turned = generated(model, PROMPTS[::-1], 10, seeds=[6, 5, 4, 3])
+    assert turned[::-1] == texts
+    assert generated(model, PROMPTS, 10, seeds=[7, 4, None, 8])[1] == texts[1]
+    assert generated(model, PROMPTS[1:2], 10, seeds=[4]) == texts[1:2]
+    assert texts[0] != texts[3]  # the same prompt with another seed
+    torch.manual_seed(1)
+    assert generated(model, PROMPTS, 10, seeds=[3, 4, 5, 6]) == texts
+
+
+def test_runs_with_one_seed_share_its_noise(model: TransformerBridge):
+    texts = generated(model, PROMPTS, 6, seeds=[3, 3, None, 3], temperature=2.0)
+    plain = [_written(model, prompt, 6, seed=seed, temperature=2.0) for prompt, seed in zip(PROMPTS, [3, 3, None, 3])]
+    assert texts == plain
+    assert texts[0] == texts[3]
+
+
+@pytest.mark.parametrize("temperature", [0.15, 0.3])  # low, since a random model's distribution is nearly flat
+def test_samples_follow_the_models_distribution(model: TransformerBridge, temperature: float):
+    draws = 700
+    texts = generated(model, PROMPTS[:1] * draws, 1, seeds=range(draws), temperature=temperature)
+    probability = (_logits(model, _ids(model, PROMPTS[0]))[-1] / temperature).softmax(-1)
+    counted = torch.bincount(torch.tensor([ids[0] if ids else 0 for ids in texts]), minlength=len(probability))
+    common = probability.topk(5).indices
+    error = (probability * (1 - probability) / draws).sqrt()
+    assert ((counted / draws - probability).abs() < 4 * error)[common].all()
+    assert probability[common].max() > 0.02  # enough for the check to mean something
+
+
+@pytest.mark.parametrize("which", WHICH)
+def test_a_planted_token_is_written_where_it_was_planted(any_model: TransformerBridge, which: str):
+    unembedding = any_model.original_model.get_output_embeddings().weight
+    token = int(unembedding.norm(dim=-1).argmax())
+    planted = 1000 * unembedding[token] / unembedding[token].norm()
+    added = Added(any_model.cfg.n_layers, planted.expand(len(PROMPTS), -1), which)
+    for first, *rest in generated(any_model, PROMPTS, 4, added):
+        # the prompt's last token decides the first one written, each written one the next
+        assert (first == token) == (which != "generated")
+        assert rest == [token] * 3 or which == "prompt"
+
+
+def test_a_text_is_cut_before_its_first_end_and_the_others_go_on(
+    model_folder: Callable[[str], Path],
+):
+    model = load_model(str(model_folder("gpt2")))  # one of its own, to be given another end
+    whole = generated(model, PROMPTS, 8)
+    end = whole[1][3]
+    model.tokenizer.eos_token = model.tokenizer.convert_ids_to_tokens(end)
+    cut = generated(model, PROMPTS, 8)
+    assert cut == [ids[: ids.index(end)] if end in ids else ids for ids in whole]
+    assert len(cut[1]) <= 3
+    assert max(map(len, cut)) == 8
+    assert generated(model, PROMPTS[1:2], 8) == cut[1:2]
+
+
+def test_an_empty_continuation_is_refused(model: TransformerBridge):
+    for empty in ("", []):
+        with pytest.raises(ValueError, match="a continuation is empty"):
+            log_probs(model, PROMPTS[:1], [[empty]])
+
+
+def test_what_does_not_fit_the_context_is_refused_with_both_lengths(model: TransformerBridge):
+    prompt = _ids(model, PROMPTS[1])
+    for call in (
+        lambda n: log_probs(model, PROMPTS[:2], [[[5], [5] * n]]),
+        lambda n: generated(model, PROMPTS[:2], n),
+    ):
+        call(64 - len(prompt))
+        with pytest.raises(ValueError, match=rf"prompt 1 \({len(prompt)} tokens\).*\({65 - len(prompt)}\).*64 tokens"):
+            call(65 - len(prompt))
+
+
+def test_a_wrong_number_of_vectors_seeds_or_continuations_is_refused(model: TransformerBridge):
+    two = Added(1, torch.ones(2, model.cfg.d_model))
+    with pytest.raises(ValueError, match="2 vectors for 4 prompts"):
+        log_odds(model, PROMPTS, ACT, REFRAIN, two)
+    with pytest.raises(ValueError, match="2 vectors for 4 prompts"):
+        generated(model, PROMPTS, 2, two)
+    with pytest.raises(ValueError, match="3 seeds for 4 prompts"):
+        generated(model, PROMPTS, 2, seeds=[1, 2, 3])
+    with pytest.raises(ValueError, match="3 continuations for 4 prompts"):
+        log_probs(model, PROMPTS, [ACT, REFRAIN[:3]])
+
+
+def test_perplexity_of_known_probabilities():
+    assert perplexity(torch.full((7,), 0.25).log()) == pytest.approx(4)
+    assert perplexity(torch.tensor([0.5, 0.125]).log()) == pytest.approx(4)  # the geometric mean
+    assert np.isnan(perplexity(torch.empty(0)))
+
+
+def test_distinct_ngrams_by_hand():
+    assert distinct_ngrams([1, 2, 3, 4, 5]) == 1
+    assert distinct_ngrams([1, 2, 1, 2, 1, 2, 1]) == 2 / 5  # 121 212 121 212 121
+    assert distinct_ngrams([7, 7, 7, 7], n=2) == 1 / 3
+    assert distinct_ngrams([1, 2, 3, 3], n=1) == 3 / 4
+    assert distinct_ngrams([1, 2]) == distinct_ngrams([]) == 1
+
+
+@pytest.mark.parametrize("period", [1, 2, 5])
+def test_a_loop_has_as_many_distinct_ngrams_as_its_period(period: int):
+    loop = list(range(period)) * 62
+    assert distinct_ngrams(loop[:62]) == period / 60
+
+
+def test_words_are_counted_by_kind_whatever_their_case_and_punctuation():
+    counted = word_kinds(['Apparently, he could NOT act. "Don\'t confess!" cried the notary; almost...', "", "A tree."])
+    assert counted[0] == {"hedging": 3, "negation": 2, "direct_action": 2}
+    assert counted[1] == counted[2] == {"hedging": 0, "negation": 0, "direct_action": 0}
+
+
+def _ids(model: TransformerBridge, prompt: str) -> list[int]:
+    return [model.tokenizer.bos_token_id, *_token_ids(model, prompt)]
+
+
+def _token_ids(model: TransformerBridge, text: str) -> list[int]:
+    return model.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+def _vectors(model: TransformerBridge, generator: Generator) -> Tensor:
+    """One vector per prompt, about as long as the residual stream."""
+    return 2 * torch.randn(len(PROMPTS), model.cfg.d_model, generator=generator)
+
+
+def _logits(
+    model: TransformerBridge,
+    ids: Sequence[int],
+    depth: int = 0,
+    vector: Tensor | None = None,
+    where: Sequence[int] = (),
+) -> Tensor:
+    """Logits of one text without padding, batch or cache, with a vector added at some of its positions."""
+
+    def add(resid: Tensor, hook) -> Tensor:
+        resid = resid.clone()
+        for position in where:
+            resid[0, position] += vector
+        return resid
+
+    hooks = [(site(model, depth), add)] if vector is not None else []
+    with torch.no_grad(), model.hooks(fwd_hooks=hooks):
+        return model.original_model(input_ids=torch.tensor([ids]), use_cache=False).logits[0]
+
+
+def _where(n_prompt: int, n_all: int, which: str) -> range:
+    return {"prompt": range(1, n_prompt), "generated": range(n_prompt, n_all), "both": range(1, n_all)}[which]
+
+
+def _scored(
+    model: TransformerBridge,
+    prompt: str,
+    continuation: str,
+    depth: int = 0,
+    vector: Tensor | None = None,
+    which: str = "both",
+) -> Tensor:
+    before, after = _ids(model, prompt), _token_ids(model, continuation)
+    where = _where(len(before), len(before + after), which)
+    scores = _logits(model, before + after, depth, vector, where).log_softmax(-1)
+    return torch.stack([scores[len(before) - 1 + i, token] for i, token in enumerate(after)])
+
+
+def _written(
+    model: TransformerBridge,
+    prompt: str,
+    n_tokens: int,
+    depth: int = 0,
+    vector: Tensor | None = None,
+    which: str = "both",
+    seed: int | None = None,
+    temperature: float = 1.0,
+) -> list[int]:
+    before = ids = _ids(model, prompt)
+    noise = torch.Generator().manual_seed(seed) if seed is not None else None
+    for _ in range(n_tokens):
+        logits = _logits(model, ids, depth, vector, _where(len(before), len(ids), which))[-1]
+        if noise is not None:
+            logits = logits / temperature - torch.rand(len(logits), generator=noise).log().neg().log()
+        ids = [*ids, int(logits.argmax())]
+    return ids[len(before) :]

@@ -1,0 +1,245 @@
+"""The notebooks' form as committed, and whether they run on models of other families.
+
+`make reproduce` executes them on bookworm; nothing here does.
+"""
+
+import ast
+import json
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from copy import deepcopy
+from pathlib import Path
+
+import nbformat
+import pandas as pd
+import pytest
+import run
+from nbformat import NotebookNode
+
+from helpers.claims import VERDICTS
+from helpers.config import DATA, FIGURES, ROOT
+
+MOST_CELLS, MOST_LINES, LONGEST_DEF, LARGEST = 40, 20, 3, 1_000_000
+NOTEBOOKS = run.chosen(run.NOTEBOOKS)
+# In prose: thresholds and confidence levels. Beyond these, only what data/claims.csv quotes for this notebook.
+NOT_A_RESULT = {"0.05", "0.1", "0.5", "50 %", "95 %"}
+NUMBER = re.compile(r"(?<![\w.])(?:\d+(?:\.\d+)? ?%|\d*\.\d+)(?![\w])")
+MACHINE_PATH = re.compile(r"(?<![\w.:/])(?:/(?:home|root|Users|work|tmp|mnt|opt|var|content)/|[A-Z]:\\)")
+
+# Runs before a kernel's first cell: figures go elsewhere, few draws, and helpers check types as they do in other tests.
+STARTUP = """
+from pathlib import Path
+from jaxtyping import install_import_hook
+install_import_hook("helpers", "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
+from helpers import config
+config.FIGURES = Path({figures!r})
+config.CFG = config.Config(bootstrap_draws=20, permutation_draws=20, random_directions=5)
+"""
+
+
+@pytest.fixture(params=NOTEBOOKS, ids=lambda path: path.stem)
+def path(request: pytest.FixtureRequest) -> Path:
+    """Every committed notebook in turn."""
+    return request.param
+
+
+@pytest.fixture
+def notebook(path: Path) -> NotebookNode:
+    return nbformat.read(path, as_version=4)
+
+
+def test_the_title_has_the_number_of_the_file(path: Path, notebook: NotebookNode):
+    assert notebook.cells[0].source.startswith(f"# {path.name[:2]} · ")
+    titles = [line for text in _prose(notebook) for line in text.splitlines() if line.startswith("# ")]
+    assert len(titles) == 1
+
+
+@pytest.mark.parametrize("part", ["Question", "Answer", "Reads", "Writes", "Takes"])
+def test_the_first_cell_says_what_to_expect(notebook: NotebookNode, part: str):
+    assert re.search(rf"\*\*{part}\.?\*\* +\S", notebook.cells[0].source)
+
+
+def test_the_files_that_it_says_it_reads_are_there(notebook: NotebookNode):
+    named = re.findall(r"`(data/[^`<>*]+)`", "\n".join(_prose(notebook)))
+    assert named
+    assert [name for name in named if not (ROOT / name).exists()] == []
+
+
+@pytest.mark.parametrize("heading", ["Try your own", "What we cannot conclude"])
+def test_it_ends_with_something_to_try_and_with_its_limits(notebook: NotebookNode, heading: str):
+    assert any(text.startswith(f"## {heading}\n") for text in _prose(notebook))
+
+
+def test_it_was_executed_from_top_to_bottom(notebook: NotebookNode):
+    code = _code_cells(notebook)
+    assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
+
+
+def test_it_was_executed_on_bookworm(notebook: NotebookNode):
+    printed = "".join(output.get("text", "") for cell in _code_cells(notebook) for output in cell.outputs)
+    assert re.findall(r"^Model: (\S+)", printed, re.MULTILINE) == ["bookworm"]
+
+
+def test_no_cell_failed_or_warned(notebook: NotebookNode):
+    outputs = _outputs(notebook)
+    assert [output.ename for output in outputs if output.output_type == "error"] == []
+    assert [output.text for output in outputs if output.get("name") == "stderr"] == []
+
+
+def test_it_is_as_run_py_leaves_it(notebook: NotebookNode):
+    """No stderr, widget views, timings: nothing that differs from run to run."""
+    assert run.normalised(deepcopy(notebook)) == notebook
+    assert [output for output in _outputs(notebook) if run.WIDGET_VIEW in output.get("data", {})] == []
+
+
+def test_it_is_small_enough_to_read_and_to_keep(path: Path, notebook: NotebookNode):
+    assert path.stat().st_size < LARGEST
+    assert len(notebook.cells) <= MOST_CELLS
+
+
+def test_code_cells_are_short(notebook: NotebookNode):
+    sources = [cell.source for cell in _code_cells(notebook)]
+    lines = {source.splitlines()[0]: len(source.splitlines()) for source in sources}
+    assert {first: count for first, count in lines.items() if count > MOST_LINES} == {}
+
+
+def test_functions_stand_in_helpers(notebook: NotebookNode):
+    kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+    lines = {node.name: node.end_lineno - node.lineno + 1 for node in _nodes(notebook) if isinstance(node, kinds)}
+    assert {name: count for name, count in lines.items() if count > LONGEST_DEF} == {}
+
+
+def test_it_leaves_the_environment_alone(notebook: NotebookNode):
+    found = [
+        line
+        for cell in _code_cells(notebook)
+        for line in cell.source.splitlines()
+        if re.search(r"sys\.path|os\.chdir|^\s*[%!]", line)
+    ]
+    assert found == []
+
+
+def test_no_path_of_a_machine_in_code_or_outputs(notebook: NotebookNode):
+    strings = [n.value for n in _nodes(notebook) if isinstance(n, ast.Constant) and isinstance(n.value, str)]
+    assert [text for text in strings if text.startswith(("/", "~/")) and len(text) > 1] == []
+    shown = [output.get("text", "") for output in _outputs(notebook)]
+    for output in _outputs(notebook):
+        shown += [text for kind, text in output.get("data", {}).items() if kind.startswith("text/")]
+    assert [text for text in [*strings, *shown] if MACHINE_PATH.search(text)] == []
+
+
+def test_no_model_is_named_in_code(notebook: NotebookNode):
+    code = "\n".join(cell.source for cell in _code_cells(notebook))
+    assert re.findall(r"bookworm|gpt2\S*", code, re.IGNORECASE) == []
+
+
+def test_every_figure_is_shown_and_stands_in_the_folder_with_its_numbers(path: Path, notebook: NotebookNode):
+    saved = _saved(notebook)
+    assert saved
+    assert len(set(saved)) == len(saved)
+    assert len([output for output in _outputs(notebook) if "image/png" in output.get("data", {})]) >= len(saved)
+    for name in saved:
+        assert name.startswith(f"{path.name[:2]}_")
+        assert (FIGURES / "bookworm" / f"{name}.png").is_file()
+        assert set(pd.read_csv(FIGURES / "bookworm" / f"{name}.csv")["model"]) == {"bookworm"}
+
+
+def test_no_figure_is_left_from_an_earlier_version(path: Path, notebook: NotebookNode):
+    there = {figure.stem for figure in (FIGURES / "bookworm").glob(f"{path.name[:2]}_*.png")}
+    assert there == set(_saved(notebook))
+
+
+def test_links_lead_somewhere(path: Path, notebook: NotebookNode):
+    targets = re.findall(r"\]\((?!https?://|#)([^)#\s]+)", "\n".join(_prose(notebook)))
+    assert [target for target in targets if not (path.parent / target).exists()] == []
+    assert [target for target in targets if target.endswith(".ipynb")] or len(NOTEBOOKS) == 1
+
+
+def test_prose_states_no_results(path: Path, notebook: NotebookNode):
+    """The same prose stands beside every model's results, so numbers are computed, or quoted from the ledger."""
+    ledger = pd.read_csv(DATA / "claims.csv").query("notebook == @path.stem")
+    quoted = _numbers(" ".join(ledger[["statement", "published", "decided_by"]].to_numpy().ravel()))
+    assert _numbers(" ".join(_prose(notebook))) - NOT_A_RESULT - quoted == set()
+
+
+@pytest.mark.parametrize(
+    ("text", "numbers"),
+    [
+        ("an AUROC of 0.73, or .73; 41 % of 3 pairs", {"0.73", "41 %"}),
+        ("chapter 3, version `1.2`, arXiv 2604.04064v1, 2026, [x](1.5.ipynb)", set()),
+        ("d is 1.86.", {"1.86"}),
+    ],
+)
+def test_numbers_that_look_like_results_are_found(text: str, numbers: set[str]):
+    assert _numbers(text) == numbers
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt_neox"])
+def test_notebooks_01_and_04_run_on_a_random_model_of_another_family(
+    family: str, model_folder: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    folder = _longer(model_folder(family), tmp_path / f"random-{family}")
+    startup = tmp_path / "ipython" / "profile_default" / "startup" / "00_test.py"
+    startup.parent.mkdir(parents=True)
+    startup.write_text(STARTUP.format(figures=str(tmp_path / "figures")))
+    monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
+    monkeypatch.setenv("MODEL", str(folder))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    sources = run.chosen(run.NOTEBOOKS, ["01", "04"])
+    committed = {path: path.read_bytes() for path in sources}
+
+    run.run(sources, tmp_path / "executed")
+
+    name, figures = f"local--random-{family}", tmp_path / "figures" / f"local--random-{family}"
+    for path in sources:
+        done = nbformat.read(tmp_path / "executed" / path.name, as_version=4)
+        assert [cell.execution_count for cell in _code_cells(done)] == list(range(1, len(_code_cells(done)) + 1))
+        for saved in _saved(done):
+            assert (figures / f"{saved}.png").is_file()
+            assert set(pd.read_csv(figures / f"{saved}.csv")["model"]) == {name}
+        assert json.loads((figures / f"{path.name[:2]}_choices.json").read_text())["model"] == name
+    recorded = pd.read_csv(figures / "claims.csv")
+    assert set(recorded["model"]) == {name}
+    assert set(recorded["verdict"]) <= set(VERDICTS)
+    assert {path: path.read_bytes() for path in sources} == committed
+    assert not (FIGURES / name).exists()
+
+
+def _longer(folder: Path, to: Path) -> Path:
+    """The same model with a context that the prompts of notebook 04 fit: rotary embeddings have no length."""
+    shutil.copytree(folder, to)
+    config = json.loads((to / "config.json").read_text())
+    (to / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 256}))
+    return to
+
+
+def _prose(notebook: NotebookNode) -> list[str]:
+    return [cell.source for cell in notebook.cells if cell.cell_type == "markdown"]
+
+
+def _code_cells(notebook: NotebookNode) -> list[NotebookNode]:
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def _outputs(notebook: NotebookNode) -> list[NotebookNode]:
+    return [output for cell in _code_cells(notebook) for output in cell.outputs]
+
+
+def _nodes(notebook: NotebookNode) -> Iterator[ast.AST]:
+    """Every node of the notebook's code; lines that are not Python (% and !) are another test's matter."""
+    for cell in _code_cells(notebook):
+        yield from ast.walk(ast.parse(re.sub(r"^\s*[%!].*$", "", cell.source, flags=re.MULTILINE)))
+
+
+def _saved(notebook: NotebookNode) -> list[str]:
+    """The names of all figures that the notebook saves."""
+    calls = [node for node in _nodes(notebook) if isinstance(node, ast.Call) and ast.unparse(node.func) == "plots.save"]
+    return [ast.literal_eval(call.args[2]) for call in calls]
+
+
+def _numbers(text: str) -> set[str]:
+    """Decimals and percentages outside of code and links."""
+    text = re.sub(r"`[^`]*`|\]\([^)]*\)", " ", text)
+    found = {re.sub(r" ?%", " %", number) for number in NUMBER.findall(text)}
+    return {f"0{number}" if number.startswith(".") else number for number in found}
