@@ -10,7 +10,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 
 def mean_gap(
-    emotional: Float[Tensor, "pair *depth d_model"], neutral: Float[Tensor, "pair *depth d_model"]
+    emotional: Float[Tensor, "emotional *depth d_model"], neutral: Float[Tensor, "neutral *depth d_model"]
 ) -> Float[Tensor, "*depth d_model"]:
     """Mean emotional activation minus mean neutral one, in the units of the residual stream.
 
@@ -25,7 +25,7 @@ def mean_gap(
 
 
 def mean_difference(
-    emotional: Float[Tensor, "pair *depth d_model"], neutral: Float[Tensor, "pair *depth d_model"]
+    emotional: Float[Tensor, "emotional *depth d_model"], neutral: Float[Tensor, "neutral *depth d_model"]
 ) -> Float[Tensor, "*depth d_model"]:
     """Unit vector from the mean neutral activation to the mean emotional one, at every depth.
 

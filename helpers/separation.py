@@ -34,7 +34,8 @@ from helpers.stats import (
     sign_flips,
 )
 
-PairActs = Float[Tensor, "side pair depth d_model"]
+Train = Float[Tensor, "side train depth d_model"]
+Test = Float[Tensor, "side test depth d_model"]
 Scores = Float[Tensor, "side draw depth pair"]
 STATISTICS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "gap / total SD": gap_over_total_sd,
@@ -65,7 +66,7 @@ def resampling(train: int, test: int, generator: Generator, draws: int = CFG.boo
     )
 
 
-def direction_scores(train: PairActs, test: PairActs, draws: Resampling) -> Scores:
+def direction_scores(train: Train, test: Test, draws: Resampling) -> Scores:
     """The test pairs along the difference-in-means direction of the train pairs, in residual-stream units."""
     found = _projected(test, refitted(train[0] - train[1], draws.weights))
     return found.gather(-1, draws.picks[None, :, None].expand(*found.shape))
@@ -88,7 +89,7 @@ def word_scores(train: pd.DataFrame, test: pd.DataFrame, draws: Resampling) -> S
     return torch.stack(found, 1)[:, :, None]
 
 
-def random_scores(directions: Float[Tensor, "draw depth d_model"], train: PairActs, test: PairActs) -> Scores:
+def random_scores(directions: Float[Tensor, "draw depth d_model"], train: Train, test: Test) -> Scores:
     """The test pairs along random directions, one per draw.
 
     Each is pointed the way that puts the emotional train pairs higher, as a fitted direction would be.
@@ -97,9 +98,7 @@ def random_scores(directions: Float[Tensor, "draw depth d_model"], train: PairAc
     return _projected(test, directions * sign[..., None])
 
 
-def shuffled_label_scores(
-    train: PairActs, test: PairActs, generator: Generator, draws: int = CFG.permutation_draws
-) -> Scores:
+def shuffled_label_scores(train: Train, test: Test, generator: Generator, draws: int = CFG.permutation_draws) -> Scores:
     """The test pairs along directions fitted after the sides of random train pairs were swapped, one per draw."""
     return _projected(test, refitted(train[0] - train[1], sign_flips(draws, train.shape[1], generator)))
 
@@ -123,19 +122,23 @@ def summaries(scores: dict[str, Scores], summarised: Callable[[Scores], pd.DataF
     return pd.concat([summarised(each).assign(condition=name) for name, each in scores.items()], ignore_index=True)
 
 
-def excess(ours: Scores, theirs: Scores, statistic: str = "AUROC") -> pd.DataFrame:
+def excess(
+    ours: Scores, theirs: Float[Tensor, "side other_draw other_depth pair"], statistic: str = "AUROC"
+) -> pd.DataFrame:
     """How much more one reader's statistic is than another's, compared draw by draw.
 
     Raises ValueError unless both come from the same number of draws and of depths (or one of them has one depth).
     """
     if ours.shape[1] != theirs.shape[1]:
         raise ValueError(f"readers with {ours.shape[1]} and {theirs.shape[1]} draws cannot be compared draw by draw")
+    if ours.shape[2] != theirs.shape[2] and 1 not in (ours.shape[2], theirs.shape[2]):
+        raise ValueError(f"readers with {ours.shape[2]} and {theirs.shape[2]} depths cannot be compared")
     measure = STATISTICS[statistic]
     return _refit_table({f"excess {statistic}": measure(*ours) - measure(*theirs)})
 
 
 def permutation_test(
-    train: PairActs, test: PairActs, generator: Generator, draws: int = CFG.permutation_draws
+    train: Train, test: Test, generator: Generator, draws: int = CFG.permutation_draws
 ) -> pd.DataFrame:
     """p of every statistic at every depth when sides are swapped within random pairs, in train and test, and refitted.
 
@@ -167,7 +170,9 @@ def shuffled_words(table: pd.DataFrame, generator: Generator) -> pd.DataFrame:
     return table.assign(**{side: table[side].map(shuffled) for side in SIDES})
 
 
-def _projected(test: PairActs, directions: Float[Tensor, "draw depth d_model"]) -> Scores:
+def _projected(test: Test, directions: Float[Tensor, "draw depth d_model"]) -> Scores:
+    if not test.isfinite().all():
+        raise ValueError("the test pairs hold non-finite activations: load the model in float32")
     return torch.stack([projections(side, directions) for side in test])
 
 

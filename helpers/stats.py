@@ -10,10 +10,11 @@ from jaxtyping import Float, Shaped
 from torch import Generator, Tensor
 
 Group = Float[Tensor, "*any group"]
+Other = Float[Tensor, "*any other"]  # a second group, which may differ in size
 Values = Float[Tensor, "*any"]
 
 
-def gap_over_total_sd(emotional: Group, neutral: Group) -> Values:
+def gap_over_total_sd(emotional: Group, neutral: Other) -> Values:
     """Gap between the means over the standard deviation (ddof 0) of all points taken together.
 
     Figures published as "Cohen's d" for GPT-2's fear direction (Magee 2026) fit this formula. Two equal groups give
@@ -22,7 +23,7 @@ def gap_over_total_sd(emotional: Group, neutral: Group) -> Values:
     return _gap(emotional, neutral) / torch.cat([emotional, neutral], -1).std(-1, correction=0)
 
 
-def cohens_d(emotional: Group, neutral: Group) -> Values:
+def cohens_d(emotional: Group, neutral: Other) -> Values:
     """Gap between the means over the pooled within-group standard deviation (Cohen 1988, p. 67)."""
     n, m = emotional.shape[-1], neutral.shape[-1]
     _at_least(2, n, m)
@@ -37,7 +38,7 @@ def paired_d_z(emotional: Group, neutral: Group) -> Values:
     return difference.mean(-1) / difference.std(-1)
 
 
-def auroc(emotional: Group, neutral: Group) -> Values:
+def auroc(emotional: Group, neutral: Other) -> Values:
     """Chance that a random emotional point lies above a random neutral one, ties counting half.
 
     The area under the ROC curve, and Mann-Whitney's U over the number of comparisons (Hanley & McNeil 1982).
@@ -52,7 +53,7 @@ def paired_accuracy(emotional: Group, neutral: Group) -> Values:
     return (emotional - neutral).sign().add(1).div(2).mean(-1)
 
 
-def overlap(emotional: Group, neutral: Group) -> Values:
+def overlap(emotional: Group, neutral: Other) -> Values:
     """Smallest sum of both error rates that a single threshold can reach: 0 means that no point is out of order.
 
     One minus the one-sided Kolmogorov-Smirnov distance.
@@ -63,7 +64,7 @@ def overlap(emotional: Group, neutral: Group) -> Values:
     return (missed + false_alarms).amin(-1)
 
 
-def opposite_sides_of_zero(emotional: Group, neutral: Group) -> Shaped[Tensor, "*any"]:
+def opposite_sides_of_zero(emotional: Group, neutral: Other) -> Shaped[Tensor, "*any"]:
     """Whether every emotional point is positive and every neutral one negative."""
     return (emotional > 0).all(-1) & (neutral < 0).all(-1)
 
@@ -108,7 +109,8 @@ def centred_interval(value: Values, draws: Float[Tensor, "draw *any"], confidenc
 
     A draw fits its reader on about 63 % of the distinct pairs, so it scores lower than the value by construction, and
     a plain percentile interval inherits that: it can exclude the value itself. What the draws do tell is how far a
-    score moves when train and test pairs are drawn anew. tests/test_stats.py holds the coverage of both.
+    score moves when train and test pairs are drawn anew. Near a ceiling (every pair in order) the draws hardly move and
+    the interval is too narrow, as any bootstrap's is. tests/test_stats.py holds its coverage away from there.
     """
     low, high = interval(draws, confidence)
     shift = value - draws.median(0).values
@@ -134,18 +136,18 @@ def correlation(
 ) -> tuple[float, float, float]:
     """Pearson's r, and its percentile bootstrap interval over rows; NaN where one side does not vary."""
     picks = torch.cat([torch.arange(len(x))[None], bootstrap_picks(draws, len(x), generator)])
-    centred = [values[picks] - values[picks].mean(-1, keepdim=True) for values in (x, y)]
+    centred = [values[picks].double() - values[picks].double().mean(-1, keepdim=True) for values in (x, y)]
     r = (centred[0] * centred[1]).sum(-1) / (centred[0].norm(dim=-1) * centred[1].norm(dim=-1))
     low, high = interval(r[1:], confidence)
     return r[0].item(), low.item(), high.item()
 
 
-def permutation_p(observed: Values, null: Float[Tensor, "draw *any"]) -> Values:
+def permutation_p(observed: Float[Tensor, "*#any"], null: Float[Tensor, "draw *#any"]) -> Values:
     """Share of null draws at or above the observed value, which itself counts as one (Phipson & Smyth 2010)."""
     return ((null >= observed).sum(0) + 1) / (len(null) + 1)
 
 
-def _gap(emotional: Group, neutral: Group) -> Values:
+def _gap(emotional: Group, neutral: Other) -> Values:
     _at_least(1, emotional.shape[-1], neutral.shape[-1])
     return emotional.mean(-1) - neutral.mean(-1)
 

@@ -95,10 +95,7 @@ def test_steered_text_is_that_of_a_plain_loop(any_model: TransformerBridge, gene
         vectors = _vectors(any_model, generator)[:3]
         for which in WHICH:
             texts = generated(any_model, prompts, 5, Added(depth, vectors, which))
-            assert texts == [_written(any_model, p, 5, depth, v, which) for p, v in zip(prompts, vectors)], (
-                depth,
-                which,
-            )
+            assert texts == [_written(any_model, p, 5, depth, v, which) for p, v in zip(prompts, vectors)]
             written[which] += texts
     assert written["prompt"] != written["generated"] != written["both"] != written["prompt"]
 
