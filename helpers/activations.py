@@ -10,7 +10,7 @@ from typing import Literal
 
 import pandas as pd
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 from transformer_lens.model_bridge import TransformerBridge
@@ -57,18 +57,13 @@ def residuals(
     found = {position: torch.empty(shape) for position in positions}
 
     def keep(depth: int, rows: Int[Tensor, "row"], resid: Float[Tensor, "row pos d_model"]) -> None:
+        here = rows.to(resid.device), slice(resid.shape[1])
         for position, weight in weights.items():
-            here = weight[rows.to(weight.device), : resid.shape[1]].to(resid)
-            found[position][rows, depth] = (here[:, None] @ resid)[:, 0].float().cpu()
+            found[position][rows, depth] = (weight[here][:, None] @ resid.float())[:, 0].cpu()
 
     _read_stream(model, read, keep, batch_tokens)
-    for position, acts in found.items():
-        if not acts.isfinite().all():
-            row, depth = (~acts.isfinite().all(-1)).nonzero()[0].tolist()
-            raise ValueError(
-                f"non-finite activation at depth {depth}, {position} of text {row} ({texts[row][:60]!r}): "
-                "load the model in float32"
-            )
+    for acts in found.values():
+        _check_finite(acts.isfinite().all(-1), texts)
     return found
 
 
@@ -89,6 +84,7 @@ def token_residuals(model: TransformerBridge, text: str) -> Float[Tensor, "pos d
         found[:, depth] = resid[0].float().cpu()
 
     _read_stream(model, read, keep)
+    _check_finite(found.isfinite().all(-1).all(0)[None], [text])
     return found
 
 
@@ -115,6 +111,7 @@ def residual_norms(model: TransformerBridge, texts: Sequence[str]) -> Float[Tens
     _read_stream(model, read, keep)
     inside = read.real.cpu()
     inside[:, 0] = False
+    _check_finite((norms.isfinite() | ~inside).all(-1).T, texts)
     return norms[:, inside].median(-1).values
 
 
@@ -160,6 +157,18 @@ def _read_stream(
             with suppress(StopAtLayerException):
                 model.original_model(input_ids=read.rows(rows.to(read.ids.device)).ids, use_cache=False)
             bar.update(len(rows))
+
+
+def _check_finite(finite: Bool[Tensor, "prompt depth"], texts: Sequence[str]) -> None:
+    """ValueError that names the first text and depth with a non-finite activation.
+
+    A text may be named for the one that it was padded beside: attention gives padding a weight of 0, and 0 * NaN is NaN.
+    """
+    if not finite.all():
+        row, depth = (~finite).nonzero()[0].tolist()
+        raise ValueError(
+            f"non-finite activation at depth {depth} of text {row} ({texts[row][:60]!r}): load the model in float32"
+        )
 
 
 def _token_weights(read: Tokens, position: Position) -> Float[Tensor, "prompt pos"]:

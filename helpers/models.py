@@ -6,7 +6,6 @@ RMSNorm keep the raw stream. Only safetensors are read, and no code that comes w
 """
 
 import difflib
-import math
 import os
 import re
 from collections.abc import Iterator
@@ -19,7 +18,6 @@ import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from huggingface_hub.utils import HFValidationError
-from safetensors import safe_open
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.utils import logging as transformers_logging
@@ -108,7 +106,9 @@ def words_only_twin(name: str | None = None, seed: int = 0, device: str | None =
     where = source(name)
     folder = _folder(where)
     with _quietly():
-        hf = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
+        hf = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=torch.float32, attn_implementation="eager", use_safetensors=True
+        )
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for key, weight in hf.named_parameters():
@@ -147,8 +147,7 @@ def _bridge(
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if torch.device(device).type == "mps":
         raise ValueError("device 'mps' has given silently wrong activations: use 'cuda' or 'cpu'.")
-    _check(folder)
-    with _quietly():
+    with _quietly(), torch.random.fork_rng():
         model = TransformerBridge.boot_transformers(
             str(folder), device=device, dtype=dtype, hf_model=hf.eval().to(device) if hf else None
         )
@@ -168,15 +167,13 @@ def _bridge(
 
 
 def _parameters(folder: Path) -> int:
-    """Number of weights in the folder's safetensors files, tied ones counted once."""
-    total = 0
-    for file in folder.glob("*.safetensors"):
-        with safe_open(file, "pt") as weights:
-            total += sum(math.prod(weights.get_slice(key).get_shape()) for key in weights.keys())  # noqa: SIM118, safe_open is no dict
-    return total
+    """Number of weights of the architecture, tied ones counted once; nothing is allocated."""
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder)).num_parameters()
 
 
-def _check(folder: Path) -> None:
+def _checked(folder: Path) -> Path:
+    """The folder, if it holds what a model needs; ValueError that says what is missing otherwise."""
     if not (folder / "config.json").is_file():
         raise ValueError(f"{folder} holds no config.json: it is not a Hugging Face model folder.")
     if not list(folder.glob("*.safetensors")):
@@ -186,27 +183,27 @@ def _check(folder: Path) -> None:
             f"{folder} holds no tokenizer file (looked for {', '.join(TOKENIZER_FILES)}): "
             "save the model's tokenizer into the same folder with tokenizer.save_pretrained(folder)."
         )
+    return folder
 
 
 def _folder(where: Source) -> Path:
     """The folder that holds a model's files: from the cache when it has them, else downloaded."""
     if where.folder:
-        return where.folder
+        return _checked(where.folder)
     errors = []
     for offline in (True, False):
         for hub_id in where.hub_ids:
             try:
-                return Path(
-                    snapshot_download(
-                        hub_id,
-                        revision=where.revision,
-                        local_files_only=offline,
-                        allow_patterns=["*.json", "*.safetensors", "*.txt", "*.model"],
-                        ignore_patterns=["*/*"],
-                    )
+                folder = snapshot_download(
+                    hub_id,
+                    revision=where.revision,
+                    local_files_only=offline,
+                    allow_patterns=["*.json", "*.safetensors", "*.txt", "*.model"],
+                    ignore_patterns=["*/*", "consolidated*"],  # Mistral's second copy of the weights
                 )
-            except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, OSError) as error:
-                errors.append(error)
+                return _checked(Path(folder))
+            except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, OSError, ValueError) as error:
+                errors.append(error)  # a cache that holds only a part is no reason to stop: the hub comes next
     raise OSError(
         f"Model {where.slug!r} cannot be loaded: {' and '.join(where.hub_ids)} at revision "
         f"{where.revision or 'main'} is neither in the Hugging Face cache nor to be had from the hub "

@@ -74,10 +74,13 @@ def tokens(model: TransformerBridge, texts: Sequence[str]) -> Tokens:
 
 
 def first_token(model: TransformerBridge) -> int:
-    """The id that stands at position 0: BOS, else EOS. Raises ValueError for a tokenizer that has neither."""
+    """The id that stands at position 0: BOS, else EOS. Raises ValueError for a tokenizer that has neither.
+
+    The bridge gives such a tokenizer a token of its own, beyond the model's vocabulary.
+    """
     tokenizer = model.tokenizer
     for id_ in (tokenizer.bos_token_id, tokenizer.eos_token_id):
-        if id_ is not None:
+        if id_ is not None and id_ < model.cfg.d_vocab:
             return id_
     raise ValueError(f"the tokenizer of {model.cfg.model_name} has neither BOS nor EOS to put at position 0")
 

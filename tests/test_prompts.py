@@ -80,7 +80,7 @@ def test_rows_are_padded_no_further_than_the_longest_of_them(model):
         ("The", "The", None),
         ("...", "...", "..."),
         ("!", "!", "!"),
-        (". ! ?", " ?", " ?"),
+        (". ! ?", "?", "?"),
         ('"', '"', None),
     ],
 )

@@ -77,14 +77,14 @@ def test_what_the_action_prints_stands_in_the_output_and_the_next_press_clears_i
         "control.value = ''\nbox.children[1].click()",
     ]
     shown = []
+
+    def look(**_: object) -> None:
+        (output,) = [state["outputs"] for state in client.widget_state.values() if "outputs" in state]
+        shown.append("".join(part["text"] for part in output))
+
     notebook = new_notebook(cells=[new_code_cell(cell) for cell in cells])
-    client = NotebookClient(notebook, kernel_name="python3")
-    with client.setup_kernel():
-        for index, cell in enumerate(notebook.cells):
-            client.execute_cell(cell, index)
-            states = client.widget_state.values()
-            (output,) = [state["outputs"] for state in states if state["_model_name"] == "OutputModel"]
-            shown.append("".join(part["text"] for part in output))
+    client = NotebookClient(notebook, kernel_name="python3", timeout=60, on_cell_executed=look)
+    client.execute()
     assert shown[:3] == ["", "read first\n", "read second\n"]
     assert shown[3].startswith("This did not work: ")
     assert [output for cell in notebook.cells for output in cell.outputs] == []
