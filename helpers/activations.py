@@ -162,7 +162,7 @@ def _read_stream(
 def _check_finite(finite: Bool[Tensor, "prompt depth"], texts: Sequence[str]) -> None:
     """ValueError that names the first text and depth with a non-finite activation.
 
-    A text may be named for the one that it was padded beside: attention gives padding a weight of 0, and 0 * NaN is NaN.
+    The text may be one padded beside the culprit: attention gives padding a weight of 0, and 0 * NaN is NaN.
     """
     if not finite.all():
         row, depth = (~finite).nonzero()[0].tolist()

@@ -181,7 +181,7 @@ def _forward(
     return model.original_model(
         input_ids=batch.ids[:, start:end],
         attention_mask=batch.real[:, :end].long(),
-        position_ids=batch.positions[:, start:end],
+        position_ids=batch.positions[:, start:end].clamp(max=model.cfg.n_ctx - 1),  # columns no row of which is read
         past_key_values=cache,
         use_cache=use_cache,
         logits_to_keep=logits,

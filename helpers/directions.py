@@ -29,7 +29,7 @@ def mean_difference(
 ) -> Float[Tensor, "*depth d_model"]:
     """Unit vector from the mean neutral activation to the mean emotional one, at every depth.
 
-    Raises ValueError like `mean_gap`, and when the two means are the same.
+    Zero at a depth where the two means are the same. Raises ValueError like `mean_gap`, and when that is every depth.
     """
     return unit(mean_gap(emotional, neutral))
 
@@ -98,8 +98,12 @@ def logit_lens(
 
 
 def unit(vectors: Float[Tensor, "*any d_model"]) -> Float[Tensor, "*any d_model"]:
-    """The vectors at length 1. Raises ValueError for a zero or non-finite vector, which has no direction."""
+    """The vectors at length 1; a zero vector stays zero.
+
+    One depth may have none: where every text ends in the same token, its embedding is the same on both sides.
+    Raises ValueError when all vectors are zero or one is not finite.
+    """
     norm = vectors.norm(dim=-1, keepdim=True)
-    if not (norm.isfinite().all() and (norm > 0).all()):
+    if not (norm.isfinite().all() and (norm > 0).any()):
         raise ValueError("a zero or non-finite vector has no direction: are the two groups of texts identical?")
-    return vectors / norm
+    return vectors / norm.where(norm > 0, 1)

@@ -44,10 +44,10 @@ def style() -> None:
 def save(figure: Figure, table: pd.DataFrame, name: str, model: str) -> Figure:
     """Show the figure, marked with the model's name, and write figures/<model>/<name>.png and its numbers as .csv."""
     figure.text(1, 0, f"model: {model}", ha="right", va="top", fontsize=8, color="0.4", in_layout=True)
-    with replacing(FIGURES / model / f"{name}.png") as path:
-        figure.savefig(path)
-    with replacing(FIGURES / model / f"{name}.csv") as path:
-        table.assign(model=model).to_csv(path, index=False, float_format="%.5g")
+    stem = FIGURES / model / name
+    with replacing(stem.with_suffix(".png")) as picture, replacing(stem.with_suffix(".csv")) as numbers:
+        figure.savefig(picture)
+        table.assign(model=model).to_csv(numbers, index=False, float_format="%.5g")
     display(figure)
     plt.close(figure)
     return figure
@@ -88,6 +88,7 @@ def projections_by_depth(table: pd.DataFrame) -> Figure:
     for ax, name in zip(axes[:, 0], sets):
         part = table[table["set"] == name]
         shared = {"data": part, "x": "depth", "y": "projection", "hue": "side", "palette": SIDES, "ax": ax}
+        np.random.seed(0)  # noqa: NPY002, seaborn draws its jitter from the global generator
         sns.stripplot(**shared, dodge=True, size=3, alpha=0.45, legend=name == sets[0])
         sns.pointplot(
             **shared, dodge=0.4, errorbar=("ci", 95), seed=0, linestyle="none", marker="_", markersize=14,
@@ -163,6 +164,7 @@ def forest(table: pd.DataFrame, chance: float, title: str) -> Figure:
 def paired_differences(table: pd.DataFrame) -> Figure:
     """Within-pair differences, one strip per set, in units of each set's own SD; columns set, difference."""
     figure, ax = plt.subplots(figsize=(8, 0.8 * table["set"].nunique() + 1))
+    np.random.seed(0)  # noqa: NPY002, seaborn draws its jitter from the global generator
     sns.stripplot(table, x="difference", y="set", color=GREY, size=5, alpha=0.6, ax=ax)
     sns.pointplot(
         table, x="difference", y="set", errorbar=("ci", 95), seed=0, linestyle="none", color=FEAR, marker="D", ax=ax
@@ -199,7 +201,9 @@ def token_strips(table: pd.DataFrame, title: str) -> Figure:
     tokens shown; position 0 is left out by the caller.
     """
     sentences = list(table["sentence"].unique())
-    figure, ax = plt.subplots(figsize=(10, 0.42 * len(sentences) + 0.9))
+    widths = table["token"].map(visible).str.len() + 0.6  # in characters
+    longest = widths.groupby(table["sentence"]).sum().max()
+    figure, ax = plt.subplots(figsize=(max(6, 0.085 * longest + 1), 0.42 * len(sentences) + 0.9))
     centre = table["projection"].median()
     reach = (table["projection"] - centre).abs().quantile(0.98) + 1e-9
     norm = TwoSlopeNorm(centre, centre - reach, centre + reach)
@@ -217,7 +221,7 @@ def token_strips(table: pd.DataFrame, title: str) -> Figure:
             ax.text(x + width / 2, row, word, ha="center", va="center", fontsize=8, family="monospace",
                     color="white" if dark else "black")  # fmt: skip
             x += width
-    ax.set(xlim=(-2, 115), ylim=(len(sentences) - 0.4, -0.6), yticks=[], xticks=[], title=title)
+    ax.set(xlim=(-2, longest), ylim=(len(sentences) - 0.4, -0.6), yticks=[], xticks=[], title=title)
     sns.despine(ax=ax, left=True, bottom=True)
     bar = figure.colorbar(plt.cm.ScalarMappable(norm, colours), ax=ax, fraction=0.03, pad=0.01)
     bar.set_label("projection")
@@ -293,6 +297,7 @@ def continuations(table: pd.DataFrame, width: int = 110) -> Styler:
     return (
         shown.style.hide(axis="index")
         .format({"strength": "{:+g}", "distinct": "{:.2f}", "perplexity": "{:,.0f}"})
+        .format(subset=["text"], escape="html")
         .set_properties(subset=["text"], **{"text-align": "left", "font-family": "monospace"})
     )
 

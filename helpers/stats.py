@@ -20,7 +20,7 @@ def gap_over_total_sd(emotional: Group, neutral: Other) -> Values:
     Figures published as "Cohen's d" for GPT-2's fear direction (Magee 2026) fit this formula. Two equal groups give
     at most 2, however far apart they are: see `from_cohens_d`.
     """
-    return _gap(emotional, neutral) / torch.cat([emotional, neutral], -1).std(-1, correction=0)
+    return _ratio(_gap(emotional, neutral), torch.cat([emotional, neutral], -1).std(-1, correction=0))
 
 
 def cohens_d(emotional: Group, neutral: Other) -> Values:
@@ -28,14 +28,14 @@ def cohens_d(emotional: Group, neutral: Other) -> Values:
     n, m = emotional.shape[-1], neutral.shape[-1]
     _at_least(2, n, m)
     pooled = ((n - 1) * emotional.var(-1) + (m - 1) * neutral.var(-1)) / (n + m - 2)
-    return _gap(emotional, neutral) / pooled.sqrt()
+    return _ratio(_gap(emotional, neutral), pooled.sqrt())
 
 
 def paired_d_z(emotional: Group, neutral: Group) -> Values:
     """Mean within-pair difference over its standard deviation (Cohen 1988, p. 48; d_z in Lakens 2013)."""
     _at_least(2, emotional.shape[-1])
     difference = emotional - neutral
-    return difference.mean(-1) / difference.std(-1)
+    return _ratio(difference.mean(-1), difference.std(-1))
 
 
 def auroc(emotional: Group, neutral: Other) -> Values:
@@ -150,6 +150,11 @@ def permutation_p(observed: Float[Tensor, "*#any"], null: Float[Tensor, "draw *#
 def _gap(emotional: Group, neutral: Other) -> Values:
     _at_least(1, emotional.shape[-1], neutral.shape[-1])
     return emotional.mean(-1) - neutral.mean(-1)
+
+
+def _ratio(gap: Values, spread: Values) -> Values:
+    """gap / spread, and 0 without a gap, also where nothing varies."""
+    return torch.where(gap == 0, 0.0, gap / spread)
 
 
 def _at_least(needed: int, *sizes: int) -> None:

@@ -46,11 +46,13 @@ def steered(
 ) -> Iterator[Steering]:
     """Steer the model at a depth while the block runs; assign to the Steering between batches or decode steps.
 
-    Raises ValueError for a depth that the model lacks, a non-finite vector, and a mask that includes position 0
-    of an unpadded row. The hook is gone afterwards, also after an error.
+    Raises ValueError for a depth that the model lacks, a non-finite vector, and a mask that includes
+    position 0. The hook is gone afterwards, also after an error.
     """
     if not vectors.isfinite().all():
         raise ValueError("the steering vectors hold NaN or infinity")
+    if mask[:, :1].any():
+        raise ValueError("the mask steers position 0, which is never steered: see steering_mask")
     steering = Steering(vectors.to(model.cfg.device), mask.to(model.cfg.device))
     with model.hooks(fwd_hooks=[(site(model, depth), lambda resid, hook: steering.added_to(resid))]):
         yield steering

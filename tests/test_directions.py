@@ -65,10 +65,16 @@ def test_identical_groups_are_refused(acts):
         mean_difference(acts[0], acts[0])
 
 
-@pytest.mark.parametrize("value", [0.0, float("nan"), float("inf")])
-def test_a_vector_without_direction_is_refused(value):
+@pytest.mark.parametrize(
+    "vectors", [[[1.0, 1.0], [float("nan"), 0.0]], [[1.0, 1.0], [float("inf"), 0.0]], [[0.0, 0.0]]]
+)
+def test_a_vector_without_direction_is_refused(vectors):
     with pytest.raises(ValueError, match="has no direction"):
-        unit(torch.tensor([[1.0, 1.0], [value, 0.0]]))
+        unit(torch.tensor(vectors))
+
+
+def test_a_zero_vector_beside_others_stays_zero():
+    assert torch.equal(unit(torch.tensor([[0.0, 2.0], [0.0, 0.0]])), torch.tensor([[0.0, 1.0], [0.0, 0.0]]))
 
 
 def test_unit_keeps_the_direction_at_length_one():

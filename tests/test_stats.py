@@ -265,3 +265,10 @@ def test_permutation_p_is_uniform_under_the_null(generator):
     p = stats.permutation_p(values[0], values[1:])
     for level in (0.01, 0.05, 0.25, 0.5, 0.9):
         assert (p <= level + 1e-6).float().mean().item() == pytest.approx(level, abs=0.02)
+
+
+@pytest.mark.parametrize("statistic", [stats.gap_over_total_sd, stats.cohens_d, stats.paired_d_z])
+def test_no_gap_is_an_effect_of_zero_also_where_nothing_varies(statistic):
+    constant = torch.full((4,), 0.3)
+    assert statistic(constant, constant).item() == 0
+    assert statistic(torch.tensor([1.0, 2.0, 3.0, 4.0]), torch.tensor([4.0, 3.0, 2.0, 1.0])).item() == 0

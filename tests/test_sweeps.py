@@ -117,6 +117,16 @@ def test_a_sample_has_the_same_noise_at_every_strength_and_direction(model: Tran
     assert texts[1] != texts[3]  # noise of its own for each prompt
 
 
+def test_counted_words_are_per_hundred_of_the_text(model: TransformerBridge, generator: Generator):
+    (word,) = model.tokenizer(" not", add_special_tokens=False)["input_ids"]
+    direction = {"not": unit(model.original_model.get_output_embeddings().weight[word][None])}
+    planted = sweeps.text_sweep(model, DILEMMAS, 3, direction, [1000], n_tokens=6).query("strength == 1000")
+    assert (planted["text"] == " not" * 6).all()
+    assert (planted["negation"] == 100).all()
+    assert (planted[["hedging", "direct_action"]] == 0).all(axis=None)
+    assert (planted["distinct"] == 1 / 4).all()
+
+
 def test_a_text_that_ends_at_once_still_has_its_scores(model: TransformerBridge, generator: Generator):
     end = model.original_model.get_output_embeddings().weight[model.tokenizer.eos_token_id]
     direction = {"end": unit(end[None])}
