@@ -5,6 +5,7 @@ at their positions only. Every function takes one row per run: a prompt, its vec
 """
 
 import csv
+import re
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
@@ -93,6 +94,8 @@ def generated(
     depend on the runs beside it, and runs that share a seed share their noise. Raises ValueError when prompt and
     continuation do not fit the context.
     """
+    if n_tokens < 1 or not temperature > 0:
+        raise ValueError(f"needs at least one token and a temperature above 0, got {n_tokens=} and {temperature=}")
     before = _prompt_ids(model, prompts)
     seeds = list(seeds) if seeds is not None else [None] * len(before)
     if len(seeds) != len(before):
@@ -147,7 +150,7 @@ def word_kinds(texts: Sequence[str]) -> list[dict[str, int]]:
     kinds = sorted(set(kind_of.values()))
     found = []
     for text in texts:
-        words = [word.strip(".,;:!?\"()-'") for word in text.lower().split()]
+        words = re.findall(r"[a-z]+(?:'[a-z]+)*", text.lower().replace("’", "'"))
         found.append({kind: sum(kind_of.get(word) == kind for word in words) for kind in kinds})
     return found
 

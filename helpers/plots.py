@@ -243,11 +243,10 @@ def dose_response(table: pd.DataFrame, ylabel: str, xlabel: str, title: str, bas
         steered = here[here["direction"] != "none"]
         for number, (direction, part) in enumerate(steered.groupby("direction", sort=False)):
             part = pd.concat([part, zero]).sort_values("strength")
-            colour = FEAR if number == 0 else str(0.35 + 0.25 * (number - 1))
+            colour = FEAR if number == 0 else str(0.35 + 0.4 * (number - 1) / steered["direction"].nunique())
             ax.fill_between(part["strength"], part["low"], part["high"], color=colour, alpha=0.2, lw=0)
-            ax.plot(
-                part["strength"], part["value"], LINES[number], color=colour, marker=MARKERS[number], label=direction
-            )
+            look = {"color": colour, "ls": LINES[number % len(LINES)], "marker": MARKERS[number % 8]}
+            ax.plot(part["strength"], part["value"], **look, label=direction)
         if baseline is not None:
             ax.axhline(baseline, color="black", lw=0.8, ls="--")
         ax.axvline(0, color="black", lw=0.5, ls=":")
@@ -289,17 +288,20 @@ def agreement(table: pd.DataFrame, labels: dict[str, str]) -> Figure:
     return figure
 
 
+def readable(table: pd.DataFrame, precision: int = 2) -> Styler:
+    """The table without index, numbers rounded, texts whole and to the left; the same HTML in every run."""
+    texts = [column for column in table if not pd.api.types.is_numeric_dtype(table[column])]
+    styled = table.reset_index(drop=True).style.hide(axis="index").set_uuid("-".join(map(str, table)).replace(" ", "_"))
+    styled = styled.format(precision=precision, na_rep="", escape="html")
+    return styled.set_properties(subset=texts, **{"text-align": "left"})
+
+
 def continuations(table: pd.DataFrame, width: int = 110) -> Styler:
     """A table of continuations to read, one row per strength; `distinct` below a half is marked as a loop."""
     shown = table[["strength", "distinct", "perplexity", "text"]].copy()
     shown["text"] = [visible(text)[:width] for text in shown["text"]]
     shown["loop"] = np.where(shown["distinct"] < 0.5, "loop", "")
-    return (
-        shown.style.hide(axis="index")
-        .format({"strength": "{:+g}", "distinct": "{:.2f}", "perplexity": "{:,.0f}"})
-        .format(subset=["text"], escape="html")
-        .set_properties(subset=["text"], **{"text-align": "left", "font-family": "monospace"})
-    )
+    return readable(shown).format({"strength": "{:+g}", "perplexity": "{:,.0f}"}, precision=2, escape="html")
 
 
 def visible(token: str) -> str:

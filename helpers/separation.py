@@ -113,7 +113,7 @@ def null_summary(scores: Scores) -> pd.DataFrame:
     tables = []
     for name, statistic in STATISTICS.items():
         drawn = statistic(*scores)
-        tables.append(_table(name, drawn.median(0).values, *interval(drawn, CFG.confidence)))
+        tables.append(_table(name, drawn.quantile(0.5, 0), *interval(drawn, CFG.confidence)))
     return pd.concat(tables, ignore_index=True)
 
 
@@ -188,5 +188,5 @@ def _refit_table(found: dict[str, Float[Tensor, "draw depth"]]) -> pd.DataFrame:
 
 
 def _table(statistic: str, value: Tensor, low: Tensor, high: Tensor) -> pd.DataFrame:
-    rows = {"depth": range(len(value)), "statistic": statistic, "value": value, "low": low, "high": high}
-    return pd.DataFrame(rows)
+    numbers = {"value": value.tolist(), "low": low.tolist(), "high": high.tolist()}
+    return pd.DataFrame({"depth": range(len(value)), "statistic": statistic, **numbers})

@@ -113,7 +113,7 @@ def centred_interval(value: Values, draws: Float[Tensor, "draw *any"], confidenc
     the interval is too narrow, as any bootstrap's is. tests/test_stats.py holds its coverage away from there.
     """
     low, high = interval(draws, confidence)
-    shift = value - draws.median(0).values
+    shift = value - draws.quantile(0.5, 0)
     return low + shift, high + shift
 
 

@@ -101,7 +101,7 @@ def over_prompts(runs: pd.DataFrame, value: str, generator: Generator) -> pd.Dat
             draws = table[0][bootstrap_picks(CFG.bootstrap_draws, table.shape[1], generator)].mean(-1)
         else:
             draws = table.mean(-1)
-            centre = draws.median()
+            centre = draws.quantile(0.5)
         low, high = interval(draws, CFG.confidence)
         rows.append((direction, strength, centre.item(), low.item(), high.item()))
     return pd.DataFrame(rows, columns=["direction", "strength", "value", "low", "high"])
@@ -109,13 +109,15 @@ def over_prompts(runs: pd.DataFrame, value: str, generator: Generator) -> pd.Dat
 
 def _grid(dilemmas: pd.DataFrame, directions: Directions, strengths: Sequence[float], samples: int) -> pd.DataFrame:
     """One row per run: direction, draw, strength, prompt, sample."""
-    if not directions or not len(strengths):
-        raise ValueError("a sweep needs at least one direction and one strength")
+    if not all(map(len, [directions, strengths, *directions.values()])):
+        raise ValueError("a sweep needs at least one direction, a draw of each, and one strength")
+    if "none" in directions:
+        raise ValueError('the name "none" belongs to strength 0: give the direction another one')
     steered = [
         (name, draw, float(strength))
         for name, draws in directions.items()
         for draw in range(len(draws))
-        for strength in strengths
+        for strength in dict.fromkeys(strengths)
         if strength != 0
     ]
     return pd.DataFrame(

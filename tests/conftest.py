@@ -7,6 +7,7 @@ import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.pop("MODEL", None)
+os.environ["OMP_NUM_THREADS"] = "1"  # the models are tiny: a second thread only waits, here and in kernels
 
 import shutil
 from collections.abc import Callable
@@ -22,7 +23,6 @@ from helpers.config import DATA
 from helpers.models import load_model
 
 matplotlib.use("Agg")
-torch.set_num_threads(1)  # the models are tiny: a second thread only waits
 
 SIZE = {"vocab_size": 8192, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0, "tie_word_embeddings": True}
 WIDE = {

@@ -17,6 +17,8 @@ ROOT = Path(__file__).resolve().parents[1]
 FOLDER = "figures/bookworm"
 ATOL, RTOL = 0.02, 0.05
 SAMPLED = {"text", "continuation", "token"}  # columns of text that a model wrote
+# Files of numbers counted in such text: only their shape is compared.
+WRITTEN = ("_published_sweep.csv", "_text_quality.csv", "_word_kinds.csv", "_continuations.csv")
 DEPTHS, CHOICES = {"depth", "chosen_depth"}, "_choices.csv"  # in these files these columns may move by one
 
 
@@ -44,6 +46,8 @@ def drift(name: str, old: pd.DataFrame, new: pd.DataFrame) -> tuple[float, str]:
     if len(old) != len(new):
         return np.inf, f"rows were {len(old)}; are {len(new)}"
     worst = 0.0, ""
+    if name.endswith(WRITTEN):
+        return worst
     for column in old.columns.difference(SAMPLED, sort=False):
         one_step = name.endswith(CHOICES) and column in DEPTHS
         numeric = pd.api.types.is_numeric_dtype(old[column])

@@ -291,3 +291,14 @@ def _written(
             logits = logits / temperature - torch.rand(len(logits), generator=noise).log().neg().log()
         ids = [*ids, int(logits.argmax())]
     return ids[len(before) :]
+
+
+@pytest.mark.parametrize("wrong", [{"n_tokens": 0}, {"n_tokens": 4, "temperature": 0.0}])
+def test_no_tokens_and_no_temperature_are_refused(model: TransformerBridge, wrong: dict):
+    with pytest.raises(ValueError, match="at least one token and a temperature above 0"):
+        generated(model, PROMPTS, **wrong)
+
+
+def test_curly_apostrophes_and_dashes_do_not_hide_words():
+    assert word_kinds(["“Maybe” — I don’t"])[0] == word_kinds(['"Maybe" - I don\'t'])[0]
+    assert word_kinds(["don’t"])[0]["negation"] == 1

@@ -56,6 +56,17 @@ def test_planted_drift_is_found_in_its_file_alone(root: Path, name: str, planted
     assert f"Drifted: {name}." in capsys.readouterr().out
 
 
+def test_counts_in_written_text_may_move_but_not_their_shape(root: Path):
+    name = "04_word_kinds.csv"
+    _write(root, name, {"strength": [0, 1], "value": [1.0, 2.0]})
+    for command in (["add", "."], ["commit", "-q", "-m", "counts"]):
+        subprocess.run(["git", "-c", "user.name=t", "-c", "user.email=t@t", *command], cwd=root, check=True)
+    _edit(root, name, value=[9.0, 0.0])
+    assert main(root) == 0
+    _write(root, name, {"strength": [0], "value": [1.0]})
+    assert main(root) == 1
+
+
 def test_missing_and_added_rows_and_files_are_drift(root: Path):
     folder = root / "figures/bookworm"
     table = pd.read_csv(folder / "01_effect.csv")

@@ -150,10 +150,15 @@ def test_a_sweep_does_not_depend_on_the_size_of_its_batches(
     assert_frame_equal(again, texts, rtol=1e-4)
 
 
+def test_the_name_of_strength_0_is_refused_for_a_direction(model: TransformerBridge):
+    with pytest.raises(ValueError, match='the name "none" belongs to strength 0'):
+        sweeps.log_odds_sweep(model, DILEMMAS, 1, {"none": torch.ones(1, model.cfg.d_model)}, STRENGTHS)
+
+
 def test_a_sweep_without_direction_or_strength_is_refused(model: TransformerBridge, generator: Generator):
     for directions, strengths in (({}, STRENGTHS), (_directions(generator), [])):
         for sweep in (sweeps.log_odds_sweep, sweeps.text_sweep):
-            with pytest.raises(ValueError, match="at least one direction and one strength"):
+            with pytest.raises(ValueError, match="at least one direction, a draw of each, and one strength"):
                 sweep(model, DILEMMAS, 1, directions, strengths)
 
 
