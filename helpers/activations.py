@@ -20,7 +20,7 @@ from helpers.prompts import Tokens, sides, token_strings, tokens
 
 Position = Literal["last token", "mean", "final punctuation"]
 POSITIONS: tuple[Position, ...] = ("last token", "mean", "final punctuation")
-BATCH_TOKENS = 2048
+BATCH_TOKENS = {"cpu": 1024, "cuda": 16_384}  # what fits the caches of a CPU; what fills a GPU
 
 
 def site(model: TransformerBridge, depth: int) -> str:
@@ -44,7 +44,7 @@ def residuals(
     model: TransformerBridge,
     texts: Sequence[str],
     positions: Sequence[Position] = POSITIONS,
-    batch_tokens: int = BATCH_TOKENS,
+    batch_tokens: int | None = None,
 ) -> dict[str, Float[Tensor, "prompt depth d_model"]]:
     """The residual stream of every text at every depth, by position, in float32 on the CPU.
 
@@ -115,7 +115,7 @@ def residual_norms(model: TransformerBridge, texts: Sequence[str]) -> Float[Tens
     return norms[:, inside].median(-1).values
 
 
-def batches(length: Int[Tensor, "row"], batch_tokens: int = BATCH_TOKENS) -> list[Int[Tensor, "batch"]]:
+def batches(length: Int[Tensor, "row"], batch_tokens: int) -> list[Int[Tensor, "batch"]]:
     """Rows grouped by similar length, so that no padded batch has more than `batch_tokens` tokens (or has one row)."""
     order = length.cpu().argsort(stable=True)
     groups, start = [], 0
@@ -125,6 +125,11 @@ def batches(length: Int[Tensor, "row"], batch_tokens: int = BATCH_TOKENS) -> lis
             groups.append(order[start:end])
             start = end
     return groups
+
+
+def tokens_at_once(model: TransformerBridge) -> int:
+    """How many tokens one batch holds on the model's device."""
+    return BATCH_TOKENS[torch.device(model.cfg.device).type]
 
 
 def progress(total: int, unit: str, what: str) -> tqdm:
@@ -137,7 +142,7 @@ def _read_stream(
     model: TransformerBridge,
     read: Tokens,
     keep: Callable[[int, Tensor, Tensor], None],
-    batch_tokens: int = BATCH_TOKENS,
+    batch_tokens: int | None = None,
 ) -> None:
     """Call `keep(depth, rows, residual stream)` for every depth and batch; the unembedding never runs."""
     n_layers = model.cfg.n_layers
@@ -153,7 +158,7 @@ def _read_stream(
 
     hooks = [(site(model, depth), reader(depth)) for depth in range(n_layers + 1)]
     with model.hooks(fwd_hooks=hooks), progress(len(read.length), "text", "reading") as bar:
-        for rows in batches(read.length, batch_tokens):
+        for rows in batches(read.length, batch_tokens or tokens_at_once(model)):
             with suppress(StopAtLayerException):
                 model.original_model(input_ids=read.rows(rows.to(read.ids.device)).ids, use_cache=False)
             bar.update(len(rows))

@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from helpers.activations import BATCH_TOKENS, batches, progress
+from helpers.activations import batches, progress, tokens_at_once
 from helpers.config import DATA
 from helpers.prompts import first_token, tokens
 from helpers.steering import Steered, Steering, steered, steering_mask
@@ -54,7 +54,7 @@ def log_probs(
         steered(model, *_start(model, added)) as steering,
         progress(len(before), "run", "scoring") as bar,
     ):
-        for rows in batches(length, BATCH_TOKENS):
+        for rows in batches(length, tokens_at_once(model)):
             room = int(longest[rows].max())
             batch = _left_padded(model, [before[r] for r in rows], room)
             _steer(steering, added, rows, batch, room)
@@ -108,7 +108,7 @@ def generated(
         steered(model, *_start(model, added)) as steering,
         progress(len(before), "text", "writing") as bar,
     ):
-        for rows in batches(length, 4 * BATCH_TOKENS):
+        for rows in batches(length, 8 * tokens_at_once(model)):
             batch = _left_padded(model, [before[r] for r in rows], room=n_tokens)
             _steer(steering, added, rows, batch, n_tokens)
             written = _decoded(model, batch, n_tokens, [seeds[r] for r in rows], temperature, use_cache, steering)

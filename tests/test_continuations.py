@@ -51,7 +51,7 @@ def test_a_batch_scores_as_its_rows_do_one_by_one(
 ):
     added = Added(1, _vectors(any_model, generator))
     together = [log_odds(any_model, PROMPTS, ACT, REFRAIN, each) for each in (None, added)]
-    monkeypatch.setattr(continuations, "BATCH_TOKENS", 1)
+    monkeypatch.setattr(continuations, "tokens_at_once", lambda model: 1)
     alone = [log_odds(any_model, PROMPTS, ACT, REFRAIN, each) for each in (None, added)]
     torch.testing.assert_close(together, alone, **CLOSE)
 
@@ -107,7 +107,7 @@ def test_a_batch_writes_as_its_rows_do_one_by_one_and_without_a_cache(
     added = Added(1, _vectors(any_model, generator))
     together = generated(any_model, PROMPTS, 10, added, seeds)
     assert generated(any_model, PROMPTS, 10, added, seeds, use_cache=False) == together
-    monkeypatch.setattr(continuations, "BATCH_TOKENS", 0)
+    monkeypatch.setattr(continuations, "tokens_at_once", lambda model: 0)
     assert generated(any_model, PROMPTS, 10, added, seeds) == together
 
 

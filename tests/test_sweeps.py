@@ -143,7 +143,7 @@ def test_a_sweep_does_not_depend_on_the_size_of_its_batches(
     directions = _directions(generator)
     large = sweeps.log_odds_sweep(model, DILEMMAS, 1, directions, STRENGTHS)
     texts = sweeps.text_sweep(model, DILEMMAS, 1, directions, STRENGTHS, n_tokens=5, samples=1)
-    monkeypatch.setattr(continuations, "BATCH_TOKENS", 1)
+    monkeypatch.setattr(continuations, "tokens_at_once", lambda model: 1)
     small = sweeps.log_odds_sweep(model, DILEMMAS, 1, directions, STRENGTHS)
     assert_frame_equal(small, large, atol=1e-4)
     again = sweeps.text_sweep(model, DILEMMAS, 1, directions, STRENGTHS, n_tokens=5, samples=1)
