@@ -32,6 +32,7 @@ KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
 LANGUAGE = {"file_extension": ".py", "mimetype": "text/x-python", "name": "python"}
 BAR = "    {n_fmt} of {total_fmt} cells |{bar:20}| {elapsed}, about {remaining} left"
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
+ADDRESS = re.compile(r" at 0x[0-9a-f]+(?=>)")  # <... object at 0x7f5b8f6f3450>
 
 
 class Failure(RuntimeError):
@@ -75,7 +76,8 @@ def output_folder(model: str, notebooks: Path = NOTEBOOKS, figures: Path = FIGUR
 def normalised(notebook: NotebookNode) -> NotebookNode:
     """The executed notebook without what differs from run to run or from machine to machine.
 
-    Gone are stderr (warnings, progress bars), widget views and states, timings, and the version of Python.
+    Gone are stderr (warnings, progress bars), widget views and states, timings, addresses in
+    memory, and the version of Python.
     """
     notebook = strip_output(
         notebook,
@@ -88,6 +90,9 @@ def normalised(notebook: NotebookNode) -> NotebookNode:
     for cell in notebook.cells:
         if cell.cell_type == "code":
             cell.outputs = [output for output in cell.outputs if WIDGET_VIEW not in output.get("data", {})]
+            for data in (output.data for output in cell.outputs if "data" in output):
+                if "text/plain" in data:
+                    data["text/plain"] = ADDRESS.sub("", data["text/plain"])
     notebook.metadata.kernelspec = NotebookNode(KERNEL)
     notebook.metadata.language_info = NotebookNode(LANGUAGE)
     return notebook

@@ -54,6 +54,7 @@ def test_what_differs_from_run_to_run_is_dropped():
         new_output("stream", name="stderr", text="warning"),
         new_output("stream", name="stdout", text="kept"),
         new_output("display_data", data={run.WIDGET_VIEW: {"model_id": "random"}, "text/plain": "Slider()"}),
+        new_output("display_data", data={"text/plain": "<Styler at 0x7f5b8f6f3450>"}),
     ]
     metadata = {
         "widgets": {"state": {}},
@@ -62,7 +63,9 @@ def test_what_differs_from_run_to_run_is_dropped():
     }
     notebook = run.normalised(new_notebook(cells=[cell], metadata=metadata))
     assert notebook.metadata == {"kernelspec": run.KERNEL, "language_info": run.LANGUAGE}
-    assert [output.text for output in notebook.cells[0].outputs] == ["kept"]
+    kept, address = notebook.cells[0].outputs
+    assert kept.text == "kept"
+    assert address.data == {"text/plain": "<Styler>"}
     assert notebook.cells[0].metadata == {"tags": ["a"]}
     assert notebook.cells[0].execution_count == 3
 
