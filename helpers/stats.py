@@ -64,11 +64,6 @@ def overlap(emotional: Group, neutral: Other) -> Values:
     return (missed + false_alarms).amin(-1)
 
 
-def opposite_sides_of_zero(emotional: Group, neutral: Other) -> Shaped[Tensor, "*any"]:
-    """Whether every emotional point is positive and every neutral one negative."""
-    return (emotional > 0).all(-1) & (neutral < 0).all(-1)
-
-
 def from_cohens_d(d: float) -> float:
     """The `gap_over_total_sd` of two equal, large groups with this Cohen's d: d / sqrt(1 + d^2 / 4), below 2.
 
