@@ -88,6 +88,50 @@ def token_residuals(model: TransformerBridge, text: str) -> Float[Tensor, "pos d
     return found
 
 
+def every_token(
+    model: TransformerBridge, texts: Sequence[str], depths: Sequence[int] | None = None
+) -> Float[Tensor, "token depth d_model"]:
+    """The residual stream at every token of every text but position 0, text after text, in float32 on the CPU.
+
+    At the given depths (all without); the pass stops at the last of them.
+    """
+    read = tokens(model, texts)
+    depths = list(range(model.cfg.n_layers + 1) if depths is None else depths)
+    found = torch.empty(int((read.length - 1).sum()), len(depths), model.cfg.d_model)
+    first = (read.length - 1).cumsum(0).cpu() - (read.length - 1).cpu()  # of each text's tokens
+
+    def keep(depth: int, rows: Int[Tensor, "row"], resid: Float[Tensor, "row pos d_model"]) -> None:
+        for row, here in zip(rows.tolist(), resid.float().cpu()):
+            count = int(read.length[row]) - 1
+            found[first[row] : first[row] + count, depths.index(depth)] = here[1 : count + 1]
+
+    _read_stream(model, read, keep, depths=depths)
+    finite = found.isfinite().all(-1).split((read.length - 1).tolist())
+    _check_finite(torch.stack([each.all(0) for each in finite]), texts)
+    return found
+
+
+def at_positions(
+    model: TransformerBridge,
+    texts: Sequence[str],
+    positions: Int[Tensor, "prompt"],
+    depths: Sequence[int] | None = None,
+) -> Float[Tensor, "prompt depth d_model"]:
+    """The residual stream of each text at one position of its own (see `prompts.word_positions`), float32, CPU."""
+    read = tokens(model, texts)
+    if not ((positions > 0) & (positions < read.length.cpu())).all():
+        raise ValueError(f"positions {positions.tolist()} lie outside of texts with {read.length.tolist()} tokens")
+    depths = list(range(model.cfg.n_layers + 1) if depths is None else depths)
+    found = torch.empty(len(texts), len(depths), model.cfg.d_model)
+
+    def keep(depth: int, rows: Int[Tensor, "row"], resid: Float[Tensor, "row pos d_model"]) -> None:
+        found[rows, depths.index(depth)] = resid[range(len(rows)), positions[rows]].float().cpu()
+
+    _read_stream(model, read, keep, depths=depths)
+    _check_finite(found.isfinite().all(-1), texts)
+    return found
+
+
 def token_projections(
     model: TransformerBridge, text: str, depth: int, direction: Float[Tensor, "d_model"]
 ) -> pd.DataFrame:
@@ -143,20 +187,21 @@ def _read_stream(
     read: Tokens,
     keep: Callable[[int, Tensor, Tensor], None],
     batch_tokens: int | None = None,
+    depths: Sequence[int] | None = None,
 ) -> None:
-    """Call `keep(depth, rows, residual stream)` for every depth and batch; the unembedding never runs."""
-    n_layers = model.cfg.n_layers
+    """Call `keep(depth, rows, residual stream)` for every depth (or these) and batch; nothing behind the last runs."""
+    depths = range(model.cfg.n_layers + 1) if depths is None else depths
     rows = torch.empty(0)
 
     def reader(depth: int) -> Callable:
         def at_depth(resid: Tensor, hook) -> None:
             keep(depth, rows, resid)
-            if depth == n_layers:
+            if depth == max(depths):
                 raise StopAtLayerException(resid)
 
         return at_depth
 
-    hooks = [(site(model, depth), reader(depth)) for depth in range(n_layers + 1)]
+    hooks = [(site(model, depth), reader(depth)) for depth in depths]
     with model.hooks(fwd_hooks=hooks), progress(len(read.length), "text", "reading") as bar:
         for rows in batches(read.length, batch_tokens or tokens_at_once(model)):
             with suppress(StopAtLayerException):
@@ -165,7 +210,7 @@ def _read_stream(
 
 
 def _check_finite(finite: Bool[Tensor, "prompt depth"], texts: Sequence[str]) -> None:
-    """ValueError that names the first text and depth with a non-finite activation.
+    """ValueError that names the first text with a non-finite activation, and which of the depths read it is.
 
     The text may be one padded beside the culprit: attention gives padding a weight of 0, and 0 * NaN is NaN.
     """

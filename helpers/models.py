@@ -8,7 +8,7 @@ RMSNorm keep the raw stream. Only safetensors are read, and no code that comes w
 import difflib
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -118,9 +118,14 @@ def words_only_twin(name: str | None = None, seed: int = 0, device: str | None =
     return _bridge(folder, f"{where.slug}, words only", torch.float32, device, hf)
 
 
+def uncentred(model: TransformerBridge) -> TransformerBridge:
+    """The same model with its raw residual stream."""
+    return _bridge(model.cfg.folder, model.cfg.model_name, model.cfg.dtype, str(model.cfg.device), centre=False)
+
+
 def is_centred(model: TransformerBridge) -> bool:
-    """Whether the residual stream is the raw one minus its mean over d_model: so for LayerNorm models."""
-    return not model.cfg.uses_rms_norm
+    """Whether the residual stream is the raw one minus its mean over d_model: so for models with LayerNorm."""
+    return model.cfg.centred
 
 
 def description(model: TransformerBridge) -> str:
@@ -142,7 +147,12 @@ def _fresh(folder: Path, seed: int) -> torch.nn.Module:
 
 
 def _bridge(
-    folder: Path, name: str, dtype: torch.dtype, device: str | None, hf: torch.nn.Module | None = None
+    folder: Path,
+    name: str,
+    dtype: torch.dtype,
+    device: str | None,
+    hf: torch.nn.Module | None = None,
+    centre: bool = True,
 ) -> TransformerBridge:
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if torch.device(device).type == "mps":
@@ -152,7 +162,8 @@ def _bridge(
             str(folder), device=device, dtype=dtype, hf_model=hf.eval().to(device) if hf else None
         )
         model.cfg.n_params = _parameters(folder)
-        if is_centred(model):
+        model.cfg.centred = centre and not model.cfg.uses_rms_norm
+        if model.cfg.centred:
             model.enable_compatibility_mode(
                 center_writing_weights=True,
                 center_unembed=False,
@@ -162,7 +173,7 @@ def _bridge(
             )
     model.eval()
     model.original_model.requires_grad_(False)
-    model.cfg.model_name = name
+    model.cfg.model_name, model.cfg.folder = name, folder
     return model
 
 
@@ -190,25 +201,38 @@ def _folder(where: Source) -> Path:
     """The folder that holds a model's files: from the cache when it has them, else downloaded."""
     if where.folder:
         return _checked(where.folder)
+    files = ["*.json", "*.safetensors", "*.txt", "*.model"]
+    unread = ["*/*", "consolidated*"]  # Mistral's second copy of the weights
+    return snapshot(f"Model {where.slug!r}", where.hub_ids, where.revision, files, _checked, unread)
+
+
+def snapshot(
+    what: str,
+    hub_ids: Sequence[str],
+    revision: str | None,
+    files: list[str],
+    checked: Callable[[Path], Path],
+    unread: list[str] | None = None,
+) -> Path:
+    """What `checked` makes of the folder with these files of a repository: from the cache, else downloaded.
+
+    `checked` raises ValueError for a folder that lacks something: a cache that holds only a part is no reason to stop,
+    the hub comes next. Raises OSError naming `what` when neither has them.
+    """
     errors = []
     for offline in (True, False):
-        for hub_id in where.hub_ids:
+        for hub_id in hub_ids:
             try:
                 folder = snapshot_download(
-                    hub_id,
-                    revision=where.revision,
-                    local_files_only=offline,
-                    allow_patterns=["*.json", "*.safetensors", "*.txt", "*.model"],
-                    ignore_patterns=["*/*", "consolidated*"],  # Mistral's second copy of the weights
+                    hub_id, revision=revision, local_files_only=offline, allow_patterns=files, ignore_patterns=unread
                 )
-                return _checked(Path(folder))
+                return checked(Path(folder))
             except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, OSError, ValueError) as error:
-                errors.append(error)  # a cache that holds only a part is no reason to stop: the hub comes next
+                errors.append(error)
     raise OSError(
-        f"Model {where.slug!r} cannot be loaded: {' and '.join(where.hub_ids)} at revision "
-        f"{where.revision or 'main'} is neither in the Hugging Face cache nor to be had from the hub "
-        f"({type(errors[-1]).__name__}). Check the name and the connection, download it once where there is one, "
-        f"or work offline with {DEFAULT!r}, which comes with this repository."
+        f"{what} cannot be loaded: {' and '.join(hub_ids)} at revision {revision or 'main'} is neither in the Hugging "
+        f"Face cache nor to be had from the hub ({type(errors[-1]).__name__}). Check the name and the connection, "
+        f"download it once where there is one, or work offline with {DEFAULT!r}, which comes with this repository."
     ) from errors[-1]
 
 

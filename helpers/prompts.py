@@ -3,6 +3,7 @@
 Position 0 is always one explicit token, BOS (EOS for a tokenizer without BOS). It is left out of every mean and norm.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,6 +84,42 @@ def first_token(model: TransformerBridge) -> int:
         if id_ is not None and id_ < model.cfg.d_vocab:
             return id_
     raise ValueError(f"the tokenizer of {model.cfg.model_name} has neither BOS nor EOS to put at position 0")
+
+
+def word_positions(model: TransformerBridge, texts: Sequence[str], words: Sequence[str]) -> Int[Tensor, "prompt"]:
+    """The position (BOS counted) of the last token of each text's word, found by character offsets.
+
+    The last token is the first that has read the whole word. Raises ValueError for a text in which the word, whole
+    and spelled exactly so, does not occur, or occurs twice.
+    """
+    tokens(model, texts)  # refuses what the model cannot read
+    found = []
+    for text, word in zip(texts, words, strict=True):
+        places = [match.span() for match in re.finditer(rf"(?<!\w){re.escape(word)}(?!\w)", text)] if word else []
+        if len(places) != 1:
+            raise ValueError(f"the word {word!r} occurs {len(places)} times, not once, in {text!r}")
+        offsets = model.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+        inside = [i for i, (start, end) in enumerate(offsets) if start < places[0][1] and end > places[0][0]]
+        found.append(1 + inside[-1])
+    return torch.tensor(found)
+
+
+def key_words(kind: str | None = None, split: str | None = None, emotion: str | None = None) -> pd.DataFrame:
+    """Sentences with an emotion's key word and what they are compared with (data/prompts/key_words.csv).
+
+    One row each: id, emotion, kind, split, word, sentence. Raises ValueError for a kind, split or emotion without rows.
+    """
+    table = pd.read_csv(DATA / "prompts" / "key_words.csv", keep_default_na=False)
+    for column, wanted in (("kind", kind), ("split", split), ("emotion", emotion)):
+        if wanted is not None and wanted not in set(table[column]):
+            raise ValueError(f"key_words.csv has no {column} {wanted!r}, only {', '.join(sorted(set(table[column])))}")
+        table = table if wanted is None else table[table[column] == wanted]
+    return table.reset_index(drop=True)
+
+
+def passages() -> list[str]:
+    """Passages of public-domain fiction that bookworm never trained on (data/passages.csv)."""
+    return pd.read_csv(DATA / "passages.csv")["text"].tolist()
 
 
 def token_strings(model: TransformerBridge, text: str) -> list[str]:

@@ -64,6 +64,12 @@ def overlap(emotional: Group, neutral: Other) -> Values:
     return (missed + false_alarms).amin(-1)
 
 
+def explained_variance(acts: Float[Tensor, "row d_model"], reconstructed: Float[Tensor, "row d_model"]) -> float:
+    """1 - sum of squared errors / sum of squared distances from the mean; below 0 when the mean does better."""
+    acts, reconstructed = acts.double(), reconstructed.double()
+    return 1 - ((acts - reconstructed).pow(2).sum() / (acts - acts.mean(0)).pow(2).sum()).item()
+
+
 def from_cohens_d(d: float) -> float:
     """The `gap_over_total_sd` of two equal, large groups with this Cohen's d: d / sqrt(1 + d^2 / 4), below 2.
 

@@ -1,0 +1,76 @@
+"""Whether a feature fires for its emotion, or for sentences of that kind and emotions of any kind."""
+
+import pandas as pd
+import torch
+from jaxtyping import Float
+from torch import Generator, Tensor
+
+from helpers.config import CFG
+from helpers.stats import bootstrap_picks, interval, permutation_p, sign_flips
+
+
+def specificity(
+    acts: Float[Tensor, "prompt d_sae"], table: pd.DataFrame, chosen: pd.DataFrame, generator: Generator
+) -> pd.DataFrame:
+    """How much more each emotion's features fire at its key word than on matched sentences and on other emotions.
+
+    `table` holds the rows of `acts`: kinds "key word" and "matched", partners in the same order. `chosen` has the
+    columns emotion, feature. One row per feature and `against`: value (mean difference), its bootstrap interval over
+    sentences, and p_max, which compares with the largest studentised difference of all features in a permutation
+    (Westfall & Young 1993): sides swapped within pairs, or emotions shuffled between sentences. Raises ValueError when
+    key-word and matched rows are not partners.
+    """
+    own, matched = table[table["kind"] == "key word"], table[table["kind"] == "matched"]
+    partners = own["id"].str.replace("key-word", "matched")
+    if partners.tolist() != matched["id"].tolist():
+        raise ValueError("the key-word sentences and the matched ones are not partners in the same order")
+    features = chosen["feature"].tolist()
+    at_word, at_match = acts[own.index][:, features], acts[matched.index][:, features]
+    mine = torch.tensor([[word == e for e in chosen["emotion"]] for word in own["emotion"]])  # prompt x feature
+    pairs = at_word - at_match
+
+    def between(labels: Tensor) -> Tensor:
+        """Studentised and plain difference of the means of own and other sentences, per feature."""
+        n, m = labels.sum(0), (~labels).sum(0)
+        means = (at_word * labels).sum(0) / n, (at_word * ~labels).sum(0) / m
+        spread = sum(((at_word - mean).pow(2) * side).sum(0) / size.clamp(min=2).pow(2)
+                     for mean, side, size in zip(means, (labels, ~labels), (n, m)))  # fmt: skip
+        return torch.stack([_ratio(means[0] - means[1], spread.sqrt()), means[0] - means[1]])
+
+    def within(signs: Tensor) -> Tensor:
+        n = mine.sum(0)
+        mean = (pairs * signs * mine).sum(0) / n
+        spread = ((pairs * signs - mean).pow(2) * mine).sum(0) / n.pow(2)
+        return torch.stack([_ratio(mean, spread.sqrt()), mean])
+
+    draws, n = CFG.permutation_draws, len(own)
+    swaps = sign_flips(draws, n, generator)
+    shuffles = torch.stack([torch.randperm(n, generator=generator) for _ in range(draws)])
+    observed = {"matched sentences": within(torch.ones(n, 1)), "other emotions": between(mine)}
+    null = {
+        "matched sentences": torch.stack([within(swap[:, None])[0] for swap in swaps]),
+        "other emotions": torch.stack([between(mine[shuffle])[0] for shuffle in shuffles]),
+    }
+    rows = []
+    for against, (t, value) in observed.items():
+        p = permutation_p(t, null[against].amax(-1, keepdim=True))
+        for i, row in enumerate(chosen.itertuples()):
+            inside = mine[:, i]
+            own_values = pairs[inside, i] if against == "matched sentences" else at_word[inside, i]
+            other = torch.zeros(1) if against == "matched sentences" else at_word[~inside, i]
+            low, high = difference_interval(own_values, other, generator, CFG.confidence)
+            rows.append((row.emotion, row.feature, against, value[i].item(), low, high, p[i].item()))
+    return pd.DataFrame(rows, columns=["emotion", "feature", "against", "value", "low", "high", "p_max"])
+
+
+def difference_interval(
+    ours: Float[Tensor, "row"], theirs: Float[Tensor, "*other"], generator: Generator, confidence: float
+) -> tuple[float, float]:
+    """Percentile bootstrap interval of the difference of two means, both groups resampled."""
+    a, b = (values[bootstrap_picks(CFG.bootstrap_draws, len(values), generator)].mean(-1) for values in (ours, theirs))
+    low, high = interval(a - b, confidence)
+    return low.item(), high.item()
+
+
+def _ratio(value: Tensor, spread: Tensor) -> Tensor:
+    return torch.where(value == 0, 0.0, value / spread.clamp(min=1e-12))
