@@ -43,9 +43,11 @@ def at_words(model: TransformerBridge, sae, table: pd.DataFrame) -> Float[Tensor
 
 def strongest(model: TransformerBridge, sae, texts: Sequence[str]) -> Float[Tensor, "prompt d_sae"]:
     """Every feature's largest activation over the tokens of each text, position 0 left out."""
-    found = []
-    for text in texts:
-        found.append(encoded(sae, every_token(model, [text], [depth_of(model, sae)])[:, 0]).amax(0))
+    depth, found = depth_of(model, sae), []
+    for start in range(0, len(texts), TEXTS_AT_ONCE):
+        part = texts[start : start + TEXTS_AT_ONCE]
+        acts = encoded(sae, every_token(model, part, [depth])[:, 0])
+        found += [one.amax(0) for one in acts.split((tokens(model, part).length - 1).tolist())]
     return torch.stack(found)
 
 

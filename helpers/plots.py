@@ -17,6 +17,11 @@ from helpers.files import replacing
 from helpers.stats import from_cohens_d
 
 FEAR, CALM, GREY = "#D55E00", "#0072B2", "0.45"
+EMOTIONS = {
+    "happy": "#E69F00", "sad": "#56B4E9", "excited": "#CC79A7", "afraid": FEAR, "angry": "#8B0000", "calm": CALM,
+    "proud": "#7B5BA6", "disgusted": "#5A8F29", "surprised": "#D4B106", "lonely": "#6C757D", "hopeful": "#009E73",
+    "guilty": "#4B3621",
+}  # fmt: skip
 SIDES = {"emotional": FEAR, "neutral": CALM}
 LINES = ["-", "--", ":", "-.", (0, (5, 1)), (0, (1, 3)), (0, (3, 1, 1, 1))]
 MARKERS = "os^DvPX*"
@@ -174,20 +179,23 @@ def paired_differences(table: pd.DataFrame) -> Figure:
     return figure
 
 
-def logit_lens(table: pd.DataFrame) -> Figure:
-    """The tokens that a direction raises and lowers most, one column per depth; table of `directions.logit_lens`."""
-    depths = list(table["depth"].unique())
+def logit_lens(table: pd.DataFrame, by: str = "depth") -> Figure:
+    """The tokens that a direction raises and lowers most, one column per depth (or other column `by`).
+
+    The table is that of `directions.logit_lens`.
+    """
+    depths = list(table[by].unique())
     figure, axes = plt.subplots(2, len(depths), figsize=(2.3 * len(depths), 5), squeeze=False)
     for column, depth in enumerate(depths):
         for ax, (side, colour) in zip(axes[:, column], (("raised", FEAR), ("lowered", CALM))):
-            part = table[(table["depth"] == depth) & (table["side"] == side)]
+            part = table[(table[by] == depth) & (table["side"] == side)]
             ax.barh(part["rank"], part["logit"].abs(), color=colour, alpha=0.45)
             for row in part.itertuples():
                 ax.text(0, row.rank, f" {visible(row.token)}", va="center", fontsize=9)
             ax.invert_yaxis()
             ax.set(yticks=[], xlabel="|logit|" if side == "lowered" else "")
             if side == "raised":
-                ax.set_title(f"depth {depth}")
+                ax.set_title(f"{by} {depth}")
         axes[0, 0].set_ylabel("raised most")
         axes[1, 0].set_ylabel("lowered most")
     figure.tight_layout()

@@ -6,37 +6,46 @@ depth x d_sae x d_model ever exists; `nearest` holds the rows of one depth at a 
 
 from collections.abc import Sequence
 
+import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Float
 from scipy.optimize import linear_sum_assignment
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
-from scipy.stats import beta, binomtest
+from scipy.stats import beta, binomtest, spearmanr
 from torch import Generator, Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from helpers.activations import at_positions, progress
+from helpers.config import CFG
 from helpers.directions import unit
-from helpers.features import encoded, top
+from helpers.features import encoded, on_passages, top
 from helpers.prompts import word_positions
 from helpers.saes import decoder_rows, load_sae
+from helpers.specificity import difference_interval
 from helpers.stats import bootstrap_picks, interval
 
 LARGEST_ASSIGNMENT = 4096  # features per side; the time grows with the cube
 
 
-def top_by_depth(model: TransformerBridge, table: pd.DataFrame, count: int) -> pd.DataFrame:
+def top_by_depth(
+    model: TransformerBridge, table: pd.DataFrame, count: int, minus: pd.DataFrame | None = None
+) -> pd.DataFrame:
     """The features of every depth with the highest mean activation at the rows' `word`: depth, then as `features.top`.
 
-    One pass reads all depths at these positions; each SAE is loaded in turn and encodes nothing else.
+    With `minus`, the mean over the rows of that table is taken off first. One pass reads all depths at these positions;
+    each SAE is loaded in turn and encodes nothing else.
     """
-    texts = table["sentence"].tolist()
-    acts = at_positions(model, texts, word_positions(model, texts, table["word"].tolist()))
+    both = table if minus is None else pd.concat([table, minus])
+    texts = both["sentence"].tolist()
+    acts = at_positions(model, texts, word_positions(model, texts, both["word"].tolist()))
     found = []
     with progress(acts.shape[1], "depth", "encoding") as bar:
         for depth in range(acts.shape[1]):
-            found.append(top(encoded(load_sae(model, depth), acts[:, depth]), count).assign(depth=depth))
+            here = encoded(load_sae(model, depth), acts[:, depth])
+            best = top(here[: len(table)], count, None if minus is None else here[len(table) :])
+            found.append(best.assign(depth=depth))
             bar.update()
     return pd.concat(found, ignore_index=True)[["depth", "rank", "feature", "activation", "fires"]]
 
@@ -98,6 +107,40 @@ def all_nearest(model: TransformerBridge, table: pd.DataFrame, depths: Sequence[
     return pd.concat(found, ignore_index=True)
 
 
+def onward(
+    model: TransformerBridge, table: pd.DataFrame, frequency: dict[int, Float[Tensor, "d_sae"]], others: int = 100
+) -> pd.DataFrame:
+    """`nearest` of each feature at the next depth, and whether it is above chance; the last depth's are left out.
+
+    Chance is `random`, the 95th percentile of the best of as many random directions as the next SAE has features, and
+    `like frequency`, the 95th percentile of the match's cosine with `others` features of the feature's own depth that
+    fire about as often. `above chance` means above both.
+    """
+    found = []
+    for depth, part in table[table["depth"] < model.cfg.n_layers].groupby("depth"):
+        matched = nearest(model, part, depth + 1)
+        targets = decoder_rows(model, depth + 1, matched["match"].tolist())
+        like = []
+        for feature, target in zip(matched["feature"], targets):
+            theirs = decoder_rows(model, depth, like_frequency(frequency[depth], feature, others))
+            like.append(cosines(theirs, target[None]).quantile(0.95).item())
+        random = best_of_random(len(frequency[depth + 1]), model.cfg.d_model, 0.95)
+        found.append(matched.assign(random=random, **{"like frequency": like}))
+    table = pd.concat(found, ignore_index=True)
+    return table.assign(**{"above chance": table["cosine"] > table[["random", "like frequency"]].max(axis=1)})
+
+
+def among(model: TransformerBridge, table: pd.DataFrame) -> pd.DataFrame:
+    """Each feature's best cosine with the table's features of every other depth: depth, feature, to, cosine."""
+    table = table.reset_index(drop=True)
+    rows = rows_of(model, table)
+    every, found = cosines(rows, rows), []
+    for one in table.itertuples():
+        for to, part in table[table["depth"] != one.depth].groupby("depth"):
+            found.append((one.depth, one.feature, to, every[one.Index, part.index.to_numpy()].max().item()))
+    return pd.DataFrame(found, columns=["depth", "feature", "to", "cosine"])
+
+
 def like_frequency(
     frequency: Float[Tensor, "d_sae"], feature: int, count: int, without: Sequence[int] = ()
 ) -> list[int]:
@@ -120,28 +163,83 @@ def one_to_one(a: Float[Tensor, "feature d_model"], b: Float[Tensor, "feature d_
     return linear_sum_assignment(cosines(a, b).numpy(), maximize=True)[1].tolist()
 
 
-def families(edges: pd.DataFrame) -> pd.DataFrame:
-    """Features that edges connect, each family with a number: depth, feature, family (0 is the largest).
+def families(table: pd.DataFrame, edges: pd.DataFrame) -> pd.DataFrame:
+    """Features that edges connect: depth, feature, chosen (whether it is in `table`), family (0 is the largest).
 
-    `edges` has the columns depth, feature, to, match.
+    All features of the table and all that edges lead to; one without an edge is a family of its own. `edges` has the
+    columns depth, feature, to, match.
     """
     ends = [edges[["depth", "feature"]], edges[["to", "match"]].set_axis(["depth", "feature"], axis=1)]
-    nodes = pd.concat(ends).drop_duplicates().reset_index(drop=True)
+    nodes = pd.concat([table[["depth", "feature"]], *ends]).drop_duplicates().reset_index(drop=True)
     number = {tuple(node): i for i, node in enumerate(nodes.itertuples(index=False))}
     a, b = ([number[tuple(end)] for end in part.itertuples(index=False)] for part in ends)
     labels = connected_components(coo_array(([1] * len(a), (a, b)), shape=(len(nodes),) * 2), directed=False)[1]
-    sizes = pd.Series(labels).value_counts()
-    order = {label: rank for rank, label in enumerate(sizes.index)}
-    return nodes.assign(family=[order[label] for label in labels])
+    order = {label: rank for rank, label in enumerate(pd.Series(labels).value_counts().index)}
+    filled = set(zip(table["depth"], table["feature"]))
+    chosen = [node in filled for node in zip(nodes["depth"], nodes["feature"])]
+    return nodes.assign(chosen=chosen, family=[order[label] for label in labels])
 
 
-def spearman(table: pd.DataFrame, x: str, y: str, by: str, generator: Generator, draws: int, confidence: float):
-    """Spearman's rank correlation of two columns and its bootstrap interval over the groups in the column `by`."""
-    groups = [part[[x, y]] for _, part in table.groupby(by)]
-    picks = bootstrap_picks(draws, len(groups), generator)
-    drawn = [pd.concat([groups[i] for i in pick]).corr("spearman").loc[x, y] for pick in picks.tolist()]
+def fire_together(model: TransformerBridge, pairs: pd.DataFrame, texts: Sequence[str]) -> Float[Tensor, "pair"]:
+    """Pearson correlation of both features' activations over all tokens of the texts; NaN where one never fires.
+
+    `pairs` has the columns depth, feature, to, match.
+    """
+    ends = [pairs[["depth", "feature"]], pairs[["to", "match"]].set_axis(["depth", "feature"], axis=1)]
+    acts = {}
+    for depth, part in pd.concat(ends).drop_duplicates().groupby("depth"):
+        on = on_passages(model, load_sae(model, int(depth)), texts, part["feature"].tolist())
+        acts |= {(depth, feature): on.acts[:, i] for i, feature in enumerate(on.features)}
+    found = [torch.stack([acts[r.depth, r.feature], acts[r.to, r.match]]) for r in pairs.itertuples()]
+    return torch.stack([torch.corrcoef(both)[0, 1] for both in found])
+
+
+def continuity(
+    model: TransformerBridge, table: pd.DataFrame, frequency: dict[int, Float[Tensor, "d_sae"]], generator: Generator
+) -> pd.DataFrame:
+    """How far a table of features hangs together over depth, in three numbers: quantity, value, low, high.
+
+    The share of features that continue at the next depth above chance (`onward`); Spearman's rho of their best cosine
+    with each other (`among`) against the distance in depth; and the mean best cosine of the features of later depths
+    minus that of depth 0, both with the features of later depths.
+    """
+    steps, cross = onward(model, table, frequency), among(model, table)
+    cross["distance"] = (cross["depth"] - cross["to"]).abs()
+    cross["name"] = cross["depth"].astype(str) + ":" + cross["feature"].astype(str)
+    best = cross[cross["to"] > 0].groupby(["depth", "feature"])["cosine"].max().reset_index()
+    later, first = (torch.tensor(best.loc[best["depth"].gt(0) == after, "cosine"].tolist()) for after in (True, False))
+    numbers = {
+        "share above chance at the next depth": share_interval(
+            int(steps["above chance"].sum()), len(steps), CFG.confidence
+        ),
+        "Spearman's rho with distance": spearman(
+            cross, "distance", "cosine", "name", generator, CFG.bootstrap_draws, CFG.confidence
+        ),
+        "later depths minus depth 0": (
+            (later.mean() - first.mean()).item(),
+            *difference_interval(later, first, generator, CFG.confidence),
+        ),
+    }
+    return pd.DataFrame(
+        [(name, *found) for name, found in numbers.items()], columns=["quantity", "value", "low", "high"]
+    )
+
+
+def cosine_table(cosines: Float[Tensor, "a b"], labels: Sequence) -> pd.DataFrame:
+    """A square of cosines as rows: feature, other, cosine."""
+    wide = pd.DataFrame(cosines, labels, labels).rename_axis("feature")
+    return wide.melt(var_name="other", value_name="cosine", ignore_index=False).reset_index()
+
+
+def spearman(
+    table: pd.DataFrame, x: str, y: str, by: str, generator: Generator, draws: int, confidence: float
+) -> tuple[float, float, float]:
+    """Spearman's rank correlation of two columns, and its bootstrap interval over the groups in the column `by`."""
+    groups = [part[[x, y]].to_numpy() for _, part in table.groupby(by)]
+    picks = bootstrap_picks(draws, len(groups), generator).tolist()
+    drawn = [spearmanr(np.concatenate([groups[i] for i in pick])).statistic for pick in picks]
     low, high = interval(torch.tensor(drawn, dtype=torch.double), confidence)
-    return table[[x, y]].corr("spearman").loc[x, y], low.item(), high.item()
+    return float(spearmanr(table[x], table[y]).statistic), low.item(), high.item()
 
 
 def share_interval(hits: int, of: int, confidence: float) -> tuple[float, float, float]:

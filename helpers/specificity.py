@@ -63,6 +63,53 @@ def specificity(
     return pd.DataFrame(rows, columns=["emotion", "feature", "against", "value", "low", "high", "p_max"])
 
 
+def by_kind(
+    at_word: Float[Tensor, "prompt d_sae"],
+    anywhere: Float[Tensor, "prompt d_sae"],
+    table: pd.DataFrame,
+    chosen: pd.DataFrame,
+    generator: Generator,
+) -> pd.DataFrame:
+    """What else each emotion's features fire on: emotion, feature, kind, activation, low, high, relative.
+
+    `at_word` holds activations at each row's word; `anywhere` the largest of each sentence, which alone says something
+    of "implicit" sentences, for they have no such word. low and high bound the mean difference to the emotion's matched
+    sentences, read in the same way; `relative` is the activation in units of that on the key word.
+    """
+    rows = []
+    for one in chosen.itertuples():
+        here = table["emotion"] == one.emotion
+        for kind in table["kind"].unique():
+            acts = anywhere if kind == "implicit" else at_word
+            own, other = (acts[table.index[here & (table["kind"] == k)], one.feature] for k in (kind, "matched"))
+            word = acts[table.index[here & (table["kind"] == "key word")], one.feature].mean().item()
+            if len(own):
+                ends = difference_interval(own, other, generator, CFG.confidence)
+                rows.append((one.emotion, one.feature, kind, own.mean().item(), *ends, own.mean().item() / word))
+    return pd.DataFrame(rows, columns=["emotion", "feature", "kind", "activation", "low", "high", "relative"])
+
+
+def reading(kinds: pd.DataFrame) -> pd.DataFrame:
+    """Each feature by what it fires on more than on matched sentences (interval above 0).
+
+    One row per feature: emotion, feature, `fires on`, `reads`.
+
+    "concept": synonyms and situations without the word. "word": the mentioned word or its other sense, no synonyms.
+    "emotion word": synonyms, but no situations. "unclear": anything else.
+    """
+    rows = []
+    for (emotion, feature), part in kinds.groupby(["emotion", "feature"], sort=False):
+        on = set(part.loc[part["low"] > 0, "kind"])
+        if {"synonym", "implicit"} <= on:
+            reads = "concept"
+        elif "synonym" in on:
+            reads = "emotion word"
+        else:
+            reads = "word" if on & {"mention", "other sense"} else "unclear"
+        rows.append((emotion, feature, ", ".join(kind for kind in part["kind"] if kind in on), reads))
+    return pd.DataFrame(rows, columns=["emotion", "feature", "fires on", "reads"])
+
+
 def difference_interval(
     ours: Float[Tensor, "row"], theirs: Float[Tensor, "*other"], generator: Generator, confidence: float
 ) -> tuple[float, float]:

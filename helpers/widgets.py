@@ -8,8 +8,8 @@ import ipywidgets
 def on_button(label: str, action: Callable[..., None], **controls: ipywidgets.Widget) -> ipywidgets.VBox:
     """The controls, a button, and below them what `action(**values)` shows when the button is pressed.
 
-    While it runs the button says so and takes no second press. A mistake in the input (ValueError, OSError) is
-    shown as a sentence under the button instead of a stack trace.
+    While it runs the button says so and takes no second press. A mistake in the input (ValueError,
+    LookupError, OSError) is shown as a sentence under the button instead of a stack trace.
     """
     button = ipywidgets.Button(description=label, button_style="primary")
     output = ipywidgets.Output()
@@ -21,7 +21,7 @@ def on_button(label: str, action: Callable[..., None], **controls: ipywidgets.Wi
             with output:
                 try:
                     action(**{name: control.value for name, control in controls.items()})
-                except (ValueError, OSError) as error:
+                except (ValueError, LookupError, OSError) as error:
                     print(f"This did not work: {error}")
         finally:
             button.disabled, button.description = False, label
@@ -40,3 +40,8 @@ def slider(value: float, low: float, high: float, label: str) -> ipywidgets.Floa
     return ipywidgets.FloatSlider(
         value=value, min=low, max=high, step=(high - low) / 100, description=label, continuous_update=False
     )
+
+
+def number(value: int, label: str) -> ipywidgets.BoundedIntText:
+    """A box for a whole number that is not negative."""
+    return ipywidgets.BoundedIntText(value=value, min=0, max=10**9, description=label)

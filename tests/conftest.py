@@ -10,17 +10,20 @@ os.environ.pop("MODEL", None)
 os.environ["OMP_NUM_THREADS"] = "1"  # the models are tiny: a second thread only waits, here and in kernels
 
 import shutil
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
 import matplotlib
 import pytest
 import torch
+from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from helpers.activations import site
 from helpers.config import DATA
-from helpers.models import load_model
+from helpers.models import is_centred, load_model
 
 matplotlib.use("Agg")
 
@@ -75,6 +78,69 @@ def any_model(request: pytest.FixtureRequest, model_folder: Callable[[str], Path
 def model(model_folder: Callable[[str], Path]) -> TransformerBridge:
     """A tiny random GPT-2."""
     return load_model(str(model_folder("gpt2")))
+
+
+@pytest.fixture(scope="session")
+def small_sae() -> Callable:
+    """An SAE of sae-lens with these decoder rows, read by an encoder that is their transpose unless another is given."""
+    from sae_lens import StandardSAE, StandardSAEConfig
+    from sae_lens.saes.sae import SAEMetadata
+
+    def sae(
+        rows: Tensor,
+        hook_name: str,
+        encoder: Tensor | None = None,
+        bias: Tensor | None = None,
+        centred: bool = True,
+        kind: type = StandardSAE,
+        config: type = StandardSAEConfig,
+        **options: object,
+    ):
+        about = SAEMetadata(
+            hook_name=hook_name, model_from_pretrained_kwargs={"center_writing_weights": True} if centred else {}
+        )
+        with warnings.catch_warnings():  # sae-lens says which options of its own loader the SAE goes with
+            warnings.simplefilter("ignore")
+            made = kind(config(d_in=rows.shape[1], d_sae=len(rows), metadata=about, **options))
+        with torch.no_grad():
+            made.W_dec.copy_(rows)
+            made.W_enc.copy_(rows.T if encoder is None else encoder)
+            made.b_enc.copy_(torch.zeros(len(rows)) if bias is None else bias)
+        return made.eval()
+
+    return sae
+
+
+@pytest.fixture(scope="session")
+def with_saes(
+    model_folder: Callable[[str], Path], small_sae: Callable, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., TransformerBridge]:
+    """A tiny model of one family with SAEs in its folder, as sae-lens writes them: these rows at these depths.
+
+    Without rows, every depth has an SAE that reconstructs perfectly: an orthonormal basis and its negative.
+    """
+
+    def model(family: str = "gpt2", rows: dict[int, Tensor] | None = None) -> TransformerBridge:
+        bare = load_model(str(model_folder(family)))
+        folder = Path(shutil.copytree(model_folder(family), tmp_path_factory.mktemp("with-saes") / f"tiny-{family}"))
+        for depth in range(bare.cfg.n_layers + 1) if rows is None else rows:
+            basis = torch.linalg.qr(torch.randn(bare.cfg.d_model, bare.cfg.d_model, generator=seeded(depth))).Q
+            here = torch.cat([basis, -basis]) if rows is None else rows[depth]
+            sae = small_sae(here, site(bare, depth), centred=is_centred(bare))
+            sae.save_model(folder / "saes" / site(bare, depth))
+        return load_model(str(folder))
+
+    return model
+
+
+@pytest.fixture(scope="session")
+def model_with_saes(with_saes: Callable[..., TransformerBridge]) -> TransformerBridge:
+    """A tiny random GPT-2 with an SAE of 64 features at every depth; their reconstruction is perfect."""
+    return with_saes()
+
+
+def seeded(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
 
 
 @pytest.fixture

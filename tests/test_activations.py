@@ -1,5 +1,6 @@
 """Residual streams against plain Hugging Face, whatever the batch, and what is refused, with its message."""
 
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -11,10 +12,13 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import AutoModelForCausalLM
 
+from helpers import activations
 from helpers.activations import (
     POSITIONS,
+    at_positions,
     batches,
     checked_site,
+    every_token,
     pair_residuals,
     residual_norms,
     residuals,
@@ -31,10 +35,15 @@ TEXTS = [
     "I walked home along the quiet road.",
     "The dog ran after me.",
 ]
-READERS = [lambda m: residuals(m, TEXTS), lambda m: residual_norms(m, TEXTS), lambda m: token_residuals(m, TEXTS[1])]
-READERS = [
-    pytest.param(read, id=name) for read, name in zip(READERS, ["residuals", "residual_norms", "token_residuals"])
-]
+ENDS = torch.tensor([3, 5, 2, 4, 1])  # a position of each text
+READERS = {
+    "residuals": lambda m: residuals(m, TEXTS),
+    "residual_norms": lambda m: residual_norms(m, TEXTS),
+    "token_residuals": lambda m: token_residuals(m, TEXTS[1]),
+    "every_token": lambda m: every_token(m, TEXTS),
+    "at_positions": lambda m: at_positions(m, TEXTS, ENDS),
+}
+READERS = [pytest.param(read, id=name) for name, read in READERS.items()]
 
 
 @pytest.fixture
@@ -132,6 +141,38 @@ def test_position_0_has_no_say(fresh):
     assert all(torch.equal(*values) for values in zip(before, after))
 
 
+@pytest.mark.parametrize("depths", [None, [2], [3, 0]])
+def test_every_token_is_the_stream_of_text_after_text_without_position_0(any_model, depths):
+    expected = torch.cat([token_residuals(any_model, text)[1:] for text in TEXTS])
+    assert_close(every_token(any_model, TEXTS, depths), expected if depths is None else expected[:, depths])
+
+
+@pytest.mark.parametrize("depths", [None, [2], [3, 0]])
+def test_at_positions_takes_one_row_of_each_texts_stream(any_model, depths):
+    ends = tokens(any_model, TEXTS).length - 1
+    for positions in (ENDS, torch.ones(5, dtype=torch.long), ends):
+        expected = torch.stack([token_residuals(any_model, text)[i] for text, i in zip(TEXTS, positions.tolist())])
+        found = at_positions(any_model, TEXTS, positions, depths)
+        assert_close(found, expected if depths is None else expected[:, depths])
+
+
+@pytest.mark.parametrize("batch_tokens", [1, 30, 10_000])
+def test_tokens_do_not_depend_on_the_texts_read_with_them(any_model, batch_tokens, monkeypatch):
+    whole, rows = every_token(any_model, TEXTS), at_positions(any_model, TEXTS, ENDS)
+    monkeypatch.setitem(activations.BATCH_TOKENS, "cpu", batch_tokens)
+    parts = every_token(any_model, TEXTS[::-1]).split((tokens(any_model, TEXTS[::-1]).length - 1).tolist())
+    assert_close(torch.cat(parts[::-1]), whole)
+    assert_close(at_positions(any_model, TEXTS[::-1], ENDS.flip(0)).flip(0), rows)
+
+
+@pytest.mark.parametrize("depths", [[1, 1], [2, 0, 2]])
+def test_a_depth_asked_for_twice_comes_twice(model, depths):
+    expected = every_token(model, TEXTS), at_positions(model, TEXTS, ENDS)
+    found = every_token(model, TEXTS, depths), at_positions(model, TEXTS, ENDS, depths)
+    for some, every in zip(found, expected):
+        assert_close(some, every[:, depths])
+
+
 def test_pairs_come_emotional_side_first_in_the_order_of_the_table(model):
     table = pd.DataFrame({"emotional": TEXTS[:2], "neutral": TEXTS[2:4]})
     found = pair_residuals(model, table, ["mean"])["mean"]
@@ -169,6 +210,18 @@ def test_the_unembedding_never_runs(any_model, read):
     finally:
         for handle in handles:
             handle.remove()
+
+
+@pytest.mark.parametrize("depths", [[0], [1], [2, 0]])
+def test_nothing_behind_the_last_depth_runs(fresh, depths):
+    ran = []
+    for number, block in enumerate(fresh.blocks):
+        block.register_forward_hook(lambda *_, number=number: ran.append(number))
+    every_token(fresh, TEXTS, depths)
+    at_positions(fresh, TEXTS, ENDS, depths)
+    assert set(ran) == set(range(max(depths)))
+    every_token(fresh, TEXTS)
+    assert set(ran) == {0, 1} if fresh.cfg.n_layers == 2 else max(ran) >= max(depths)
 
 
 @pytest.mark.parametrize("read", READERS)
@@ -245,6 +298,22 @@ def test_a_text_without_final_punctuation_is_refused_for_that_position_only(mode
     assert residuals(model, texts, ["last token", "mean"])["mean"].isfinite().all()
 
 
+@pytest.mark.parametrize(("row", "bad"), [(0, 0), (2, -1), (0, 4), (3, 10), (1, 40)])
+def test_position_0_and_padding_are_refused(model, row, bad):
+    positions = ENDS.clone()
+    positions[row] = bad
+    message = re.escape(f"positions {positions.tolist()} lie outside of texts with {[4, 27, 3, 9, 7]} tokens")
+    with pytest.raises(ValueError, match=message):
+        at_positions(model, TEXTS, positions)
+
+
+@pytest.mark.parametrize("depth", [-1, 4])
+def test_depths_that_the_model_lacks_are_refused(model, depth):
+    for refused in (lambda: every_token(model, TEXTS, [0, depth]), lambda: at_positions(model, TEXTS, ENDS, [depth])):
+        with pytest.raises(ValueError, match=f"depth {depth} is out of range: local--tiny-gpt2 has depths 0 to 3"):
+            refused()
+
+
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_non_finite_activations_name_depth_and_text(fresh, bad):
     """At positions that only the second text reaches."""
@@ -254,6 +323,18 @@ def test_non_finite_activations_name_depth_and_text(fresh, bad):
     with pytest.raises(ValueError, match=message):
         residuals(fresh, TEXTS, ["mean"], batch_tokens=1)
     assert residuals(fresh, TEXTS[:1], ["mean"])["mean"].isfinite().all()
+
+
+def test_non_finite_tokens_name_depth_and_text(fresh):
+    """At positions that only the second text reaches; the last one given is that of its padding, or beyond."""
+    with torch.no_grad():
+        fresh.pos_embed.weight[10:] = torch.nan
+    message = r"non-finite activation at depth 0 of text 1 \('The dog ran after me"
+    with pytest.raises(ValueError, match=message):
+        every_token(fresh, TEXTS[:2])
+    with pytest.raises(ValueError, match=message):
+        at_positions(fresh, TEXTS[:2], torch.tensor([1, 12]))
+    assert at_positions(fresh, TEXTS[:2], ENDS[:2], [0]).isfinite().all()
 
 
 def test_non_finite_activations_name_the_first_depth(fresh):

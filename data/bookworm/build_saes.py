@@ -194,8 +194,11 @@ def trained(run: Run) -> dict[str, TopKTrainingSAE]:
         save_checkpoint_fn=lambda checkpoint_path: (checkpoint_path / "complete").touch(),
     )  # fmt: skip
     done = max((int(path.parent.name) for path in checkpoints.glob("*/complete")), default=0)
+    trainer.checkpoint_thresholds.append(cfg.total_training_samples - 1)  # so that a stop while measuring loses nothing
     if done:
         trainer.load_checkpoint(checkpoints / str(done))
+        for one in (trainer, *trainer.trainers.values()):  # sae-lens' own checkpoints do not count their last step
+            one.n_training_steps = done // settings.batch
         trainer.checkpoint_thresholds = [at for at in trainer.checkpoint_thresholds if at > done]
     else:
         start_at_the_mean(trainer, list(islice(batches(run, 0), SCALE_BATCHES)))
@@ -280,6 +283,8 @@ def split_windows(corpus: Path, model_dir: Path, context: int) -> tuple[Ids, Ids
     whole = windows(ids, context - 1)
     order = np.random.default_rng(0).permutation(len(whole))
     kept = min(EVALUATION_WINDOWS, len(whole) // 10)
+    if not kept:
+        raise ValueError(f"{corpus} is too small: {len(whole)} windows of {context - 1} tokens, and 10 are needed")
     return whole[order[kept:]], whole[np.sort(order[:kept])]
 
 
