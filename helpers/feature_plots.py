@@ -201,26 +201,22 @@ def flow(nodes: pd.DataFrame, edges: pd.DataFrame) -> Figure:
 
     `nodes` has depth, feature, family, chosen (drawn filled); `edges` depth, feature, to, match, cosine.
     """
-    lanes, place = {}, {}
-    for family, part in nodes.groupby("family"):
-        width = part.groupby("depth").size().max()
-        lanes[family] = sum(lanes_width for _, lanes_width in lanes.values()), width
+    place, total = {}, 0  # every family has its lanes, as many as it has features at one depth
+    for _, part in nodes.groupby("family"):
         for _, column in part.groupby("depth"):
-            for offset, row in enumerate(column.sort_values("feature").itertuples()):
-                place[row.depth, row.feature] = lanes[family][0] + offset
-    total = sum(width for _, width in lanes.values())
+            place |= {(row.depth, row.feature): total + lane for lane, row in enumerate(column.itertuples())}
+        total += part.groupby("depth").size().max()
     figure, ax = plt.subplots(figsize=(9.5, 0.34 * total + 1.2))
-    colour = {row.Index: "0.6" for row in nodes.itertuples()}
-    sizes = nodes.groupby("family").size()
+    size, colour = nodes.groupby("family").size(), {}
     for row in nodes.itertuples():
-        colour[row.depth, row.feature] = FAMILIES[row.family % len(FAMILIES)] if sizes[row.family] > 2 else "0.6"
+        colour[row.depth, row.feature] = FAMILIES[row.family % len(FAMILIES)] if size[row.family] > 2 else "0.6"
     for edge in edges.itertuples():
         ends = [place[edge.depth, edge.feature], place[edge.to, edge.match]]
         ax.plot(
             [edge.depth, edge.to], ends, color=colour[edge.depth, edge.feature], lw=0.5 + 4 * edge.cosine, alpha=0.5
         )
     for row in nodes.itertuples():
-        here, face = colour[row.depth, row.feature], "white"
+        here = colour[row.depth, row.feature]
         face = here if row.chosen else "white"
         ax.plot(row.depth, place[row.depth, row.feature], "o", color=here, mfc=face, ms=6, zorder=3)
         ax.annotate(row.feature, (row.depth, place[row.depth, row.feature]), (0, 5), textcoords="offset points",

@@ -118,7 +118,7 @@ def key_words(kind: str | None = None, split: str | None = None, emotion: str | 
 
 
 def passages() -> list[str]:
-    """Passages of public-domain fiction that bookworm never trained on (data/passages.csv)."""
+    """Passages of public-domain fiction, held out when bookworm's SAEs were trained (data/passages.csv)."""
     return pd.read_csv(DATA / "passages.csv")["text"].tolist()
 
 

@@ -217,7 +217,7 @@ def continuity(
         ),
         "later depths minus depth 0": (
             (later.mean() - first.mean()).item(),
-            *difference_interval(later, first, generator, CFG.confidence),
+            *difference_interval(later, first, generator),
         ),
     }
     return pd.DataFrame(

@@ -2,7 +2,7 @@
 
 import pandas as pd
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Generator, Tensor
 
 from helpers.config import CFG
@@ -21,45 +21,31 @@ def specificity(
     key-word and matched rows are not partners.
     """
     own, matched = table[table["kind"] == "key word"], table[table["kind"] == "matched"]
-    partners = own["id"].str.replace("key-word", "matched")
-    if partners.tolist() != matched["id"].tolist():
+    if own["id"].str.replace("key-word", "matched").tolist() != matched["id"].tolist():
         raise ValueError("the key-word sentences and the matched ones are not partners in the same order")
-    features = chosen["feature"].tolist()
-    at_word, at_match = acts[own.index][:, features], acts[matched.index][:, features]
-    mine = torch.tensor([[word == e for e in chosen["emotion"]] for word in own["emotion"]])  # prompt x feature
-    pairs = at_word - at_match
+    features, draws, count = chosen["feature"].tolist(), CFG.permutation_draws, len(own)
+    at_word = acts[own.index][:, features]
+    pairs = at_word - acts[matched.index][:, features]
+    mine = torch.tensor([[word == emotion for emotion in chosen["emotion"]] for word in own["emotion"]])
 
-    def between(labels: Tensor) -> Tensor:
-        """Studentised and plain difference of the means of own and other sentences, per feature."""
-        n, m = labels.sum(0), (~labels).sum(0)
-        means = (at_word * labels).sum(0) / n, (at_word * ~labels).sum(0) / m
-        spread = sum(((at_word - mean).pow(2) * side).sum(0) / size.clamp(min=2).pow(2)
-                     for mean, side, size in zip(means, (labels, ~labels), (n, m)))  # fmt: skip
-        return torch.stack([_ratio(means[0] - means[1], spread.sqrt()), means[0] - means[1]])
-
-    def within(signs: Tensor) -> Tensor:
-        n = mine.sum(0)
-        mean = (pairs * signs * mine).sum(0) / n
-        spread = ((pairs * signs - mean).pow(2) * mine).sum(0) / n.pow(2)
-        return torch.stack([_ratio(mean, spread.sqrt()), mean])
-
-    draws, n = CFG.permutation_draws, len(own)
-    swaps = sign_flips(draws, n, generator)
-    shuffles = torch.stack([torch.randperm(n, generator=generator) for _ in range(draws)])
-    observed = {"matched sentences": within(torch.ones(n, 1)), "other emotions": between(mine)}
+    shuffles = [torch.randperm(count, generator=generator) for _ in range(draws)]
+    t = {
+        "matched sentences": _within(pairs, mine),
+        "other emotions": _between(at_word, mine),
+    }
     null = {
-        "matched sentences": torch.stack([within(swap[:, None])[0] for swap in swaps]),
-        "other emotions": torch.stack([between(mine[shuffle])[0] for shuffle in shuffles]),
+        "matched sentences": [_within(pairs * signs[:, None], mine) for signs in sign_flips(draws, count, generator)],
+        "other emotions": [_between(at_word, mine[shuffle]) for shuffle in shuffles],
     }
     rows = []
-    for against, (t, value) in observed.items():
-        p = permutation_p(t, null[against].amax(-1, keepdim=True))
-        for i, row in enumerate(chosen.itertuples()):
-            inside = mine[:, i]
-            own_values = pairs[inside, i] if against == "matched sentences" else at_word[inside, i]
-            other = torch.zeros(1) if against == "matched sentences" else at_word[~inside, i]
-            low, high = difference_interval(own_values, other, generator, CFG.confidence)
-            rows.append((row.emotion, row.feature, against, value[i].item(), low, high, p[i].item()))
+    for against, observed in t.items():
+        p = permutation_p(observed, torch.stack(null[against]).amax(-1, keepdim=True))
+        for i, one in enumerate(chosen.itertuples()):
+            paired = against == "matched sentences"
+            ours = (pairs if paired else at_word)[mine[:, i], i]
+            theirs = torch.zeros(1) if paired else at_word[~mine[:, i], i]
+            value, ends = (ours.mean() - theirs.mean()).item(), difference_interval(ours, theirs, generator)
+            rows.append((one.emotion, one.feature, against, value, *ends, p[i].item()))
     return pd.DataFrame(rows, columns=["emotion", "feature", "against", "value", "low", "high", "p_max"])
 
 
@@ -84,7 +70,7 @@ def by_kind(
             own, other = (acts[table.index[here & (table["kind"] == k)], one.feature] for k in (kind, "matched"))
             word = acts[table.index[here & (table["kind"] == "key word")], one.feature].mean().item()
             if len(own):
-                ends = difference_interval(own, other, generator, CFG.confidence)
+                ends = difference_interval(own, other, generator)
                 rows.append((one.emotion, one.feature, kind, own.mean().item(), *ends, own.mean().item() / word))
     return pd.DataFrame(rows, columns=["emotion", "feature", "kind", "activation", "low", "high", "relative"])
 
@@ -111,12 +97,31 @@ def reading(kinds: pd.DataFrame) -> pd.DataFrame:
 
 
 def difference_interval(
-    ours: Float[Tensor, "row"], theirs: Float[Tensor, "*other"], generator: Generator, confidence: float
+    ours: Float[Tensor, "row"], theirs: Float[Tensor, "*other"], generator: Generator, confidence: float | None = None
 ) -> tuple[float, float]:
     """Percentile bootstrap interval of the difference of two means, both groups resampled."""
     a, b = (values[bootstrap_picks(CFG.bootstrap_draws, len(values), generator)].mean(-1) for values in (ours, theirs))
-    low, high = interval(a - b, confidence)
+    low, high = interval(a - b, confidence or CFG.confidence)
     return low.item(), high.item()
+
+
+def _within(pairs: Float[Tensor, "prompt feature"], mine: Bool[Tensor, "prompt feature"]) -> Float[Tensor, "feature"]:
+    """Mean difference within each feature's own pairs over its standard error."""
+    count = mine.sum(0)
+    mean = (pairs * mine).sum(0) / count
+    return _ratio(mean, ((pairs - mean).pow(2) * mine).sum(0).sqrt() / count)
+
+
+def _between(
+    at_word: Float[Tensor, "prompt feature"], mine: Bool[Tensor, "prompt feature"]
+) -> Float[Tensor, "feature"]:
+    """Difference between each feature's own sentences and the others over its standard error (Welch 1947)."""
+    means, errors = [], []
+    for side in (mine, ~mine):
+        count = side.sum(0)
+        means.append((at_word * side).sum(0) / count)
+        errors.append(((at_word - means[-1]).pow(2) * side).sum(0) / count.pow(2))
+    return _ratio(means[0] - means[1], sum(errors).sqrt())
 
 
 def _ratio(value: Tensor, spread: Tensor) -> Tensor:

@@ -32,11 +32,16 @@ KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
 LANGUAGE = {"file_extension": ".py", "mimetype": "text/x-python", "name": "python"}
 BAR = "    {n_fmt} of {total_fmt} cells |{bar:20}| {elapsed}, about {remaining} left"
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
+SKIP = "NoSAEs"  # helpers.saes raises it for a model without SAEs
 ADDRESS = re.compile(r" at 0x[0-9a-f]+(?=>)")  # <... object at 0x7f5b8f6f3450>
 
 
 class Failure(RuntimeError):
     """A notebook that did not run to its end; the message says which, where and why."""
+
+
+class NotForThisModel(Exception):
+    """A notebook that needs something this model does not have, e.g. SAEs; the message says what."""
 
 
 def chosen(folder: Path, only: list[str] | None = None) -> list[Path]:
@@ -101,7 +106,8 @@ def normalised(notebook: NotebookNode) -> NotebookNode:
 def execute(source: Path, target: Path) -> None:
     """Run `source` in a fresh kernel, in its own folder, and write the result to `target`, whole or not at all.
 
-    Raises Failure at the first cell that fails, and OSError, before anything runs, when `target` cannot be written.
+    Raises Failure at the first cell that fails (NotForThisModel if it fails with SKIP), and OSError, before anything
+    runs, when `target` cannot be written.
     """
     notebook = nbformat.read(source, as_version=4)
     with replacing(target) as temporary:
@@ -110,14 +116,22 @@ def execute(source: Path, target: Path) -> None:
 
 
 def run(sources: list[Path], folder: Path) -> None:
-    """Execute `sources` one after the other into `folder`, saying which one is running, how far, and how long."""
-    started = time.monotonic()
+    """Execute `sources` one after the other into `folder`, saying which one is running, how far, and how long.
+
+    A notebook that does not apply to the model is skipped, with the reason.
+    """
+    started, ran = time.monotonic(), 0
     for number, source in enumerate(sources, start=1):
         print(f"[{number} of {len(sources)}] {source.stem}", flush=True)
         began = time.monotonic()
-        execute(source, folder / source.name)
+        try:
+            execute(source, folder / source.name)
+        except NotForThisModel as reason:
+            print(f"    skipped: {reason}", flush=True)
+            continue
+        ran += 1
         print(f"    {_minutes(time.monotonic() - began)}, written to {_shown(folder / source.name)}", flush=True)
-    print(f"{len(sources)} of {len(sources)} notebooks ran, {_minutes(time.monotonic() - started)} in all", flush=True)
+    print(f"{ran} of {len(sources)} notebooks ran, {_minutes(time.monotonic() - started)} in all", flush=True)
 
 
 def main(arguments: list[str] | None = None, notebooks: Path = NOTEBOOKS, figures: Path = FIGURES) -> int:
@@ -176,6 +190,8 @@ async def _executed(notebook: NotebookNode, source: Path) -> None:
             await client.async_execute()
         except CellExecutionError as error:
             bar.close()
+            if error.ename == SKIP:
+                raise NotForThisModel(error.evalue) from None
             raise Failure(_told(source, notebook, at, str(error).split("\n", 1)[1])) from None
         except (RuntimeError, asyncio.CancelledError) as error:
             if stopped:

@@ -82,7 +82,7 @@ def model(model_folder: Callable[[str], Path]) -> TransformerBridge:
 
 @pytest.fixture(scope="session")
 def small_sae() -> Callable:
-    """An SAE of sae-lens with these decoder rows, read by an encoder that is their transpose unless another is given."""
+    """An SAE of sae-lens with these decoder rows; its encoder is their transpose unless another is given."""
     from sae_lens import StandardSAE, StandardSAEConfig
     from sae_lens.saes.sae import SAEMetadata
 

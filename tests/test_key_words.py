@@ -1,4 +1,4 @@
-"""The data of the feature notebooks: key-word sentences, passages, the published features."""
+"""The data of the feature notebooks: key-word sentences, passages, published features, pinned SAEs."""
 
 import re
 
@@ -210,3 +210,12 @@ def test_published_features_exist_in_the_saes_they_are_of(name):
         assert pd.api.types.is_integer_dtype(table[column])
         assert table[column].between(0, 11 if column in ("depth", "to") else 24575).all(), column
     assert not table.duplicated().any()
+
+
+def test_saes_on_the_hub_are_pinned_to_a_commit():
+    for row in known_models().itertuples():
+        assert bool(row.sae_hub_id) == bool(row.sae_revision), row.Index
+        assert re.fullmatch(r"([0-9a-f]{40})?", row.sae_revision), row.Index
+        assert row.sae_stream in ("centred", "raw", ""), row.Index
+        assert re.fullmatch(r"([\w.-]+/[^/]*\{depth\}[^/]*)?", row.neuronpedia), row.Index
+        assert row.sae_release or not (row.sae_hub_id + row.sae_stream + row.neuronpedia), row.Index

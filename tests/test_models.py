@@ -23,6 +23,7 @@ from helpers.models import (
     load_model,
     slug,
     source,
+    uncentred,
     untrained_twin,
     words_only_twin,
 )
@@ -387,3 +388,40 @@ def test_the_words_only_twin_shuffles_the_values_of_every_tensor_of_a_block(unev
         shuffled, value = weights(ours)[key].flatten(), weights(trained)[key].flatten()
         assert torch.equal(shuffled.sort().values, value.sort().values), key
         assert not torch.equal(shuffled, value), key
+
+
+# The raw stream
+
+
+def test_the_uncentred_model_has_the_hidden_states_of_hugging_face(any_model, model_folder):
+    raw, family = uncentred(any_model), any_model.cfg.model_name.removeprefix("local--tiny-")
+    ids = tokens(raw, [TEXT]).ids
+    hf = AutoModelForCausalLM.from_pretrained(model_folder(family), attn_implementation="eager").eval()
+    with torch.no_grad():
+        output = hf(ids, output_hidden_states=True)
+        assert torch.allclose(raw.original_model(ids).logits, output.logits, rtol=1e-4, atol=1e-4)
+    expected = torch.stack(output.hidden_states[:-1], 2)[0]  # the last one is behind the final norm
+    assert torch.allclose(token_residuals(raw, TEXT)[:, :-1], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_centring_takes_the_mean_off_the_uncentred_stream_and_no_more(any_model):
+    raw, stream = token_residuals(uncentred(any_model), TEXT), token_residuals(any_model, TEXT)
+    expected = raw - raw.mean(-1, keepdim=True) if is_centred(any_model) else raw
+    assert ((stream - expected).norm(dim=-1) <= 1e-5 * expected.norm(dim=-1) + 1e-7).all()
+
+
+def test_the_uncentred_model_is_another_of_the_same_name(any_model):
+    centred, before = is_centred(any_model), token_residuals(any_model, TEXT)
+    raw = uncentred(any_model)
+    assert raw is not any_model and not is_centred(raw) and "raw residual stream" in description(raw)
+    for name in ("model_name", "folder", "dtype", "n_params", "n_ctx"):
+        assert getattr(raw.cfg, name) == getattr(any_model.cfg, name)
+    assert is_centred(any_model) == centred and torch.equal(token_residuals(any_model, TEXT), before)
+
+
+@pytest.mark.parametrize("twin", TWINS)
+def test_the_uncentred_twin_is_still_a_twin(uneven, twin):
+    ours = twin(uneven)
+    raw, stream = token_residuals(uncentred(ours), TEXT), token_residuals(ours, TEXT)
+    expected = raw - raw.mean(-1, keepdim=True) if is_centred(ours) else raw
+    assert torch.allclose(stream, expected, rtol=1e-4, atol=1e-5)

@@ -15,6 +15,7 @@ import nbformat
 import pandas as pd
 import pytest
 import run
+import torch
 from nbformat import NotebookNode
 
 from helpers.claims import VERDICTS
@@ -34,7 +35,8 @@ from helpers import config
 config.FIGURES = Path({figures!r})
 config.CFG = config.Config(bootstrap_draws=20, permutation_draws=20, random_directions=5)
 from helpers import prompts
-every_dilemma = prompts.dilemmas
+every_dilemma, every_passage = prompts.dilemmas, prompts.passages
+prompts.passages = lambda: every_passage()[:8]
 prompts.dilemmas = lambda split=None: every_dilemma(split).groupby("split").head(3).reset_index(drop=True)
 """
 
@@ -176,35 +178,78 @@ def test_numbers_that_look_like_results_are_found(text: str, numbers: set[str]):
     assert _numbers(text) == numbers
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt_neox"])
-def test_notebooks_01_and_04_run_on_a_random_model_of_another_family(
-    family: str, model_folder: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.fixture
+def random_run(
+    model_folder: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[str, list[str], bool], Path]:
+    """Runs notebooks on a random model of a family, with random SAEs or without; the folder with its figures."""
+
+    def run_on(family: str, numbers: list[str], with_saes: bool) -> Path:
+        folder = _longer(model_folder(family), tmp_path / f"random-{family}")
+        if with_saes:
+            _random_saes(folder)
+        startup = tmp_path / "ipython" / "profile_default" / "startup" / "00_test.py"
+        startup.parent.mkdir(parents=True)
+        startup.write_text(STARTUP.format(figures=str(tmp_path / "figures")))
+        monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
+        monkeypatch.setenv("MODEL", str(folder))
+        monkeypatch.setenv("OMP_NUM_THREADS", "1")
+        figures = tmp_path / "figures" / f"local--random-{family}"
+        figures.mkdir(parents=True)
+        shutil.copy(FIGURES / "bookworm" / "01_choices.csv", figures)  # notebook 01 replaces it, the others read it
+        committed = {path: path.read_bytes() for path in NOTEBOOKS}
+        run.run(run.chosen(run.NOTEBOOKS, numbers), tmp_path / "executed")
+        assert {path: path.read_bytes() for path in NOTEBOOKS} == committed
+        assert not (FIGURES / f"local--random-{family}").exists()
+        return figures
+
+    return run_on
+
+
+@pytest.mark.parametrize(
+    ("family", "numbers", "with_saes"),
+    [("llama", ["01", "04"], False), ("gpt_neox", ["01", "04"], False), ("llama", ["02", "03"], True)],
+)
+def test_notebooks_run_on_a_random_model_of_another_family(
+    family: str, numbers: list[str], with_saes: bool, random_run: Callable, tmp_path: Path
 ):
-    folder = _longer(model_folder(family), tmp_path / f"random-{family}")
-    startup = tmp_path / "ipython" / "profile_default" / "startup" / "00_test.py"
-    startup.parent.mkdir(parents=True)
-    startup.write_text(STARTUP.format(figures=str(tmp_path / "figures")))
-    monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
-    monkeypatch.setenv("MODEL", str(folder))
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    sources = run.chosen(run.NOTEBOOKS, ["01", "04"])
-    committed = {path: path.read_bytes() for path in sources}
-
-    run.run(sources, tmp_path / "executed")
-
-    name, figures = f"local--random-{family}", tmp_path / "figures" / f"local--random-{family}"
-    for path in sources:
+    figures, name = random_run(family, numbers, with_saes), f"local--random-{family}"
+    for path in run.chosen(run.NOTEBOOKS, numbers):
         done = nbformat.read(tmp_path / "executed" / path.name, as_version=4)
         assert [cell.execution_count for cell in _code_cells(done)] == list(range(1, len(_code_cells(done)) + 1))
         for saved in _saved(done):
             assert (figures / f"{saved}.png").is_file()
             assert set(pd.read_csv(figures / f"{saved}.csv")["model"]) == {name}
-        assert set(pd.read_csv(figures / f"{path.name[:2]}_choices.csv")["model"]) == {name}
+    for choices in figures.glob("*_choices.csv"):
+        assert with_saes or set(pd.read_csv(choices)["model"]) == {name}
     recorded = pd.read_csv(figures / "claims.csv")
     assert set(recorded["model"]) == {name}
     assert set(recorded["verdict"]) <= set(VERDICTS)
-    assert {path: path.read_bytes() for path in sources} == committed
-    assert not (FIGURES / name).exists()
+
+
+def test_notebooks_about_saes_are_skipped_for_a_model_without_any(
+    random_run: Callable, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    random_run("gpt_neox", ["02", "03"], False)
+    said = capsys.readouterr().out
+    assert said.count("skipped: There are no SAEs for local--random-gpt_neox. Known ones: bookworm, gpt2-small") == 2
+    assert "0 of 2 notebooks ran" in said
+    assert not list((tmp_path / "executed").glob("*.ipynb"))
+
+
+def _random_saes(folder: Path) -> None:
+    """Random SAEs in the folder's `saes`, one per depth, that read the raw stream of a Llama."""
+    from sae_lens import StandardSAE, StandardSAEConfig
+
+    config = json.loads((folder / "config.json").read_text())
+    n_layers, generator = config["num_hidden_layers"], torch.Generator().manual_seed(0)
+    hooks = [f"blocks.{i}.hook_resid_pre" for i in range(n_layers)] + [f"blocks.{n_layers - 1}.hook_resid_post"]
+    for hook in hooks:
+        sae = StandardSAE(StandardSAEConfig(d_in=config["hidden_size"], d_sae=96))
+        sae.cfg.metadata.hook_name = hook
+        sae.W_dec.data = torch.nn.functional.normalize(torch.randn(sae.W_dec.shape, generator=generator), dim=-1)
+        sae.W_enc.data = sae.W_dec.data.T.clone()
+        sae.save_model(folder / "saes" / hook)
 
 
 def _longer(folder: Path, to: Path) -> Path:

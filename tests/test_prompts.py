@@ -1,5 +1,6 @@
 """What the model reads for a text: position 0, padding, where a sentence ends; tables of pairs and what is refused."""
 
+import re
 from pathlib import Path
 
 import pandas as pd
@@ -7,7 +8,20 @@ import pytest
 import torch
 
 from helpers.config import DATA
-from helpers.prompts import checked_pairs, dilemmas, first_token, neutral_texts, pairs, sides, token_strings, tokens
+from helpers.models import load_model
+from helpers.prompts import (
+    checked_pairs,
+    dilemmas,
+    first_token,
+    key_words,
+    neutral_texts,
+    pairs,
+    passages,
+    sides,
+    token_strings,
+    tokens,
+    word_positions,
+)
 
 TEXTS = ["He ran.", "The dog ran after me down the long lane.", "Stop!"]
 
@@ -133,6 +147,68 @@ def test_token_strings_are_the_text_cut_into_pieces(model):
     assert pieces == ["The", " dog", " ran", " after", " me", "."]
 
 
+# Words
+
+
+WORD_PLACES = [
+    ("He ran.", "ran", " ran"),
+    ("Happy boys ran.", "Happy", "Happy"),
+    ("He was unhappy, not happy, and ran.", "happy", " happy"),
+    ("He was happy", "happy", " happy"),
+    ('"Happy?" he said, so happy.', "Happy", "Happy"),
+    ("The boys were happy-go-lucky.", "happy", " happy"),
+    ("The boy was flabbergasted, and ran.", "flabbergasted", "asted"),
+    ("The boy — flabbergasted — ran.", "flabbergasted", "asted"),
+    ("The happy boy’s dog ran.", "boy", " boy"),
+    ("He (the boy) ran.", "(the boy)", ")"),
+]
+
+
+@pytest.mark.parametrize(("text", "word", "token"), WORD_PLACES)
+def test_the_position_of_a_word_is_that_of_its_last_token(any_model, text, word, token):
+    """The first position at which the model has read the whole word."""
+    (position,) = word_positions(any_model, [text], [word]).tolist()
+    read = token_strings(any_model, text)
+    assert read[position] == token
+    before = text.index(word) if word != "happy" else text.replace("unhappy", "_" * 7).index(word)
+    assert len("".join(read[1:position])) < before + len(word) <= len("".join(read[1 : position + 1]))
+
+
+def test_a_word_of_several_tokens_is_one(model):
+    assert len(token_strings(model, "flabbergasted")) > 3  # or the tests above show nothing
+
+
+def test_positions_of_many_texts_are_those_of_each(model):
+    texts, words = [list(column) for column in zip(*WORD_PLACES)][:2]
+    alone = [int(word_positions(model, [text], [word])) for text, word in zip(texts, words)]
+    assert word_positions(model, texts, words).tolist() == alone
+
+
+@pytest.mark.parametrize(
+    ("text", "word", "times"),
+    [
+        ("He ran.", "happy", 0),
+        ("He was unhappy.", "happy", 0),
+        ("He smiled happily.", "happi", 0),
+        ("His happiness grew.", "happy", 0),
+        ("Happy boys ran.", "happy", 0),
+        ("He ran.", "", 0),
+        ("He ran.", "r.n", 0),
+        ("The happy boy was happy.", "happy", 2),
+    ],
+)
+def test_a_word_that_does_not_occur_exactly_once_is_refused(any_model, text, word, times):
+    with pytest.raises(ValueError, match=re.escape(f"the word {word!r} occurs {times} times, not once, in {text!r}")):
+        word_positions(any_model, ["He was happy.", text], ["happy", word])
+
+
+def test_texts_and_words_come_in_pairs(model):
+    with pytest.raises(ValueError, match="zip"):
+        word_positions(model, ["He ran.", "Stop!"], ["ran"])
+    with pytest.raises(ValueError, match="there are no texts to read"):
+        word_positions(model, [], [])
+
+
 # Tables of pairs
 
 
@@ -241,3 +317,47 @@ def test_neutral_texts_are_those_of_the_file():
     texts = neutral_texts()
     assert texts == pd.read_csv(DATA / "prompts" / "neutral.csv")["text"].tolist()
     assert texts and all(isinstance(text, str) for text in texts)
+
+
+# Key words and passages
+
+
+def test_key_words_are_those_of_the_file():
+    table, file = key_words(), pd.read_csv(DATA / "prompts" / "key_words.csv", keep_default_na=False)
+    assert table.equals(file) and table.columns.tolist() == ["id", "emotion", "kind", "split", "word", "sentence"]
+
+
+def test_key_words_of_one_kind_split_and_emotion():
+    table, found = key_words(), key_words("matched", "test", "afraid")
+    wanted = (table.kind == "matched") & (table.split == "test") & (table.emotion == "afraid")
+    assert len(found) > 0 and found.equals(table[wanted].reset_index(drop=True))
+    assert key_words(split="find").split.unique().tolist() == ["find"]
+    assert key_words(emotion="calm").emotion.unique().tolist() == ["calm"]
+
+
+@pytest.mark.parametrize("column", ["kind", "split", "emotion"])
+def test_an_unknown_kind_split_or_emotion_lists_the_known_ones(column):
+    known = ", ".join(sorted(set(key_words()[column])))
+    with pytest.raises(ValueError, match=re.escape(f"key_words.csv has no {column} 'nonsense', only {known}")):
+        key_words(**{column: "nonsense"})
+
+
+def test_key_words_that_no_row_has_together_are_refused():
+    with pytest.raises(ValueError, match="has no split 'find', only test"):
+        key_words("implicit", "find")
+
+
+def test_every_key_word_is_found_in_its_sentence(model):
+    table = key_words()
+    table = table[table.word != ""]
+    positions = word_positions(model, table.sentence.tolist(), table.word.tolist())
+    assert (positions > 0).all()
+
+
+def test_passages_are_those_of_the_file():
+    assert passages() == pd.read_csv(DATA / "passages.csv").text.tolist()
+
+
+def test_the_embedded_model_reads_every_passage():
+    bookworm = load_model("bookworm")
+    assert tokens(bookworm, passages()).length.max() <= bookworm.cfg.n_ctx

@@ -111,12 +111,12 @@ def fetch(repository: Path, revision: str, name: str, content: str | dict) -> No
     link.symlink_to(os.path.relpath(blob, link.parent))
 
 
-def finish(repository: Path, revision: str) -> None:
+def finish(repository: Path, revision: str, main: str) -> None:
     """What the hub's client keeps beside the files: main's revision, and a list of all that the hub has there."""
     snapshot = repository / "snapshots" / revision
     names = [str(file.relative_to(snapshot)) for file in snapshot.rglob("*") if file.is_file()]
     listed = {name: {"size": 1, "blob_id": "0" * 40} for name in [*names, *ON_HUB]}
-    for kept, content in (("refs/main", revision), (f"trees/{revision}.json", {"format_version": 1, "files": listed})):
+    for kept, content in (("refs/main", main), (f"trees/{revision}.json", {"format_version": 1, "files": listed})):
         (repository / kept).parent.mkdir()
         (repository / kept).write_text(content if isinstance(content, str) else json.dumps(content))
 
@@ -146,7 +146,7 @@ def save_gpt2(repository: Path) -> Tensor:
     }
     for name, content in files.items():
         fetch(repository, KNOWN.revision, name, content)
-    finish(repository, KNOWN.revision)
+    finish(repository, KNOWN.revision, main="0" * 40)  # it has moved on
     return logits
 
 
@@ -185,7 +185,7 @@ def save_saes(repository: Path) -> None:
         fetch(repository, KNOWN.sae_revision, f"{name}/{WEIGHTS}", sae_weights(depth))
         sparsity = {"sparsity": torch.full((size(depth),), -3.0)}
         fetch(repository, KNOWN.sae_revision, f"{name}/sparsity.safetensors", sparsity)
-    finish(repository, KNOWN.sae_revision)
+    finish(repository, KNOWN.sae_revision, main=KNOWN.sae_revision)  # what `SAE.from_pretrained` reads
 
 
 @pytest.fixture(scope="module")
@@ -374,14 +374,25 @@ def test_an_sae_whose_blob_is_gone_is_named(gpt2, broken):
         load_sae(gpt2, 5)
 
 
+def truncated(file: Path) -> Path:
+    """The blob behind the file, which now lacks its second half."""
+    blob = file.resolve()
+    content = blob.read_bytes()
+    blob.unlink()  # the original cache keeps it
+    blob.write_bytes(content[: len(content) // 2])
+    return blob
+
+
 @pytest.mark.parametrize("name", [CONFIG, WEIGHTS])
 @pytest.mark.parametrize("read", [load_sae, decoder_rows])
 def test_a_truncated_file_is_named(gpt2, broken, read, name):
-    """And so is the blob behind it: with the link alone deleted, the next download would link to the blob again."""
-    blob = sae_file(broken, 5, name).resolve()
-    content = blob.read_bytes()
-    blob.unlink()
-    blob.write_bytes(content[: len(content) // 2])
-    with pytest.raises(ValueError, match=f"{sae_file(broken, 5, name)} is damaged") as refusal:
+    truncated(file := sae_file(broken, 5, name))
+    with pytest.raises(ValueError, match=f"{file} is damaged.*delete it and fetch"):
         read(gpt2, 5)
-    assert str(blob) in str(refusal.value)
+
+
+def test_the_blob_of_a_truncated_file_is_named(gpt2, broken):
+    """With the link in the snapshot deleted and the blob kept, the next download would only link to it again."""
+    blob = truncated(sae_file(broken, 5, WEIGHTS))
+    with pytest.raises(ValueError, match=str(blob)):
+        load_sae(gpt2, 5)

@@ -14,7 +14,6 @@ import torch
 from huggingface_hub import constants
 from sae_lens import SAE, JumpReLUSAE, JumpReLUSAEConfig, StandardSAE, StandardSAEConfig, TopKSAE, TopKSAEConfig
 from safetensors.torch import load_file, save_file
-from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import AutoModelForCausalLM
 
@@ -27,6 +26,7 @@ from helpers.saes import NoSAEs, dashboard, decoder_rows, explanation, load_sae,
 EYE = torch.eye(32)
 PERFECT = torch.cat([EYE, -EYE])
 CENTRING = EYE - 1 / 32  # takes the mean off
+pytestmark = pytest.mark.filterwarnings("ignore:\\s*This SAE has non-empty")  # from sae-lens' own loader
 READERS = pytest.mark.parametrize("read", [load_sae, decoder_rows])
 KINDS = [
     pytest.param(StandardSAE, StandardSAEConfig, {}, id="standard"),
@@ -195,7 +195,7 @@ def test_streams_of_different_models_are_not_mixed_up(own, shifted, llama, small
 
 
 def test_the_stream_of_a_twin_is_its_own(own, small_sae):
-    """Its folder holds the trained weights, with eight times its embeddings (see conftest): those are another stream."""
+    """Its folder holds the trained weights, whose stream is another: embeddings eight times larger (see conftest)."""
     twin = untrained_twin(str(own.cfg.folder))
     sae = small_sae(EYE, site(twin, 0), bias=torch.full((32,), -0.5))  # fires above 0.5, where the twin never is
     table = reconstruction(twin, {0: sae})
@@ -236,7 +236,9 @@ def test_an_sae_of_the_centred_stream_is_warned_of_whatever_its_file_says(with_s
 
 
 def test_a_model_without_saes_names_those_that_have_some(model):
-    with pytest.raises(NoSAEs, match="no SAEs for local--tiny-gpt2. Known ones: bookworm, gpt2-small.*subfolder `saes`"):
+    with pytest.raises(
+        NoSAEs, match=r"no SAEs for local--tiny-gpt2. Known ones: bookworm, gpt2-small.*subfolder `saes`"
+    ):
         load_sae(model, 0)
 
 
@@ -250,7 +252,9 @@ def test_a_depth_that_the_model_lacks_is_refused(own, read):
 @pytest.mark.parametrize("lost", ["cfg.json", "sae_weights.safetensors"])
 def test_a_missing_file_is_named_with_the_saes_that_are_there(ours, read, lost):
     (sae_folder(ours, 1) / lost).unlink()
-    message = f"no SAE at blocks.1.hook_resid_pre: {lost} is missing .*SAEs there: .*blocks.0.hook_resid_pre, .*blocks.2"
+    message = (
+        f"no SAE at blocks.1.hook_resid_pre: {lost} is missing .*SAEs there: .*blocks.0.hook_resid_pre, .*blocks.2"
+    )
     with pytest.raises(FileNotFoundError, match=message):
         read(ours, 1)
 
@@ -259,7 +263,9 @@ def test_a_missing_file_is_named_with_the_saes_that_are_there(ours, read, lost):
 def test_a_depth_without_an_sae_is_named_with_the_saes_that_are_there(ours, read):
     for depth in (0, 1, 3):
         shutil.rmtree(sae_folder(ours, depth))
-    with pytest.raises(FileNotFoundError, match=r"no SAE at blocks.2.hook_resid_post.*there: blocks.2.hook_resid_pre\."):
+    with pytest.raises(
+        FileNotFoundError, match=r"no SAE at blocks.2.hook_resid_post.*there: blocks.2.hook_resid_pre\."
+    ):
         read(ours, 3)
     shutil.rmtree(sae_folder(ours, 2))
     with pytest.raises(FileNotFoundError, match=r"SAEs there: none\."):
@@ -283,7 +289,9 @@ def test_another_width_is_refused(ours, small_sae, read):
 @pytest.mark.parametrize("hook_name", ["blocks.0.hook_resid_pre", "blocks.1.hook_mlp_out", None])
 def test_another_hook_point_is_refused(ours, read, hook_name):
     edit(sae_folder(ours, 1), hook_name=hook_name)
-    with pytest.raises(ValueError, match=f"SAE for blocks.1.hook_resid_pre of .* says that it was trained at {hook_name}"):
+    with pytest.raises(
+        ValueError, match=f"SAE for blocks.1.hook_resid_pre of .* says that it was trained at {hook_name}"
+    ):
         read(ours, 1)
 
 
@@ -291,14 +299,18 @@ def test_another_hook_point_is_refused(ours, read, hook_name):
 @pytest.mark.parametrize("kwargs", [{}, None, {"center_writing_weights": False}])
 def test_an_sae_of_the_raw_stream_is_refused_for_a_model_with_layer_norm(ours, read, kwargs):
     edit(sae_folder(ours, 2), model_from_pretrained_kwargs=kwargs)
-    with pytest.raises(ValueError, match="trained on the raw residual stream, but local--tiny-gpt2 .*with the centred"):
+    with pytest.raises(
+        ValueError, match=r"trained on the raw residual stream, but local--tiny-gpt2 .*with the centred"
+    ):
         read(ours, 2)
 
 
 @READERS
 def test_an_sae_of_the_centred_stream_is_refused_for_a_model_with_rms_norm(llama, read):
     edit(sae_folder(llama, 2), model_from_pretrained_kwargs={"center_writing_weights": True})
-    with pytest.raises(ValueError, match="trained on the centred residual stream, but local--tiny-llama .*with the raw"):
+    with pytest.raises(
+        ValueError, match=r"trained on the centred residual stream, but local--tiny-llama .*with the raw"
+    ):
         read(llama, 2)
 
 
@@ -325,7 +337,7 @@ def test_a_broken_configuration_is_refused(ours, read, content):
 
 def test_an_unknown_architecture_is_refused(ours):
     edit(sae_folder(ours, 1), architecture="perpetuum mobile")
-    with pytest.raises(ValueError, match="is damaged or not an SAE of sae-lens .*perpetuum mobile"):
+    with pytest.raises(ValueError, match=r"is damaged or not an SAE of sae-lens .*perpetuum mobile"):
         load_sae(ours, 1)
 
 
@@ -381,7 +393,7 @@ def test_the_row_of_a_known_model_overrules_what_the_file_says_of_the_stream(our
     if stream == "centred":
         assert torch.equal(decoder_rows(ours, 1), load_sae(ours, 1).W_dec)
     else:
-        with pytest.raises(ValueError, match="SAE for blocks.1.hook_resid_pre of the-release was trained on the raw"):
+        with pytest.raises(ValueError, match=r"SAE for blocks.1.hook_resid_pre of the-release was trained on the raw"):
             decoder_rows(ours, 1)
 
 
@@ -394,7 +406,9 @@ def test_an_sae_of_the_hub_comes_from_the_cache_at_its_revision(own, named, tmp_
     assert sae_folder(own, 2) == snapshot / site(own, 2)
     expected = SAE.load_from_disk(own.cfg.folder / "saes" / site(own, 2)).W_dec
     assert torch.equal(load_sae(own, 2).W_dec, expected)
-    with pytest.raises(OSError, match="SAE blocks.1.hook_resid_pre of far cannot be loaded: someone/saes at revision 1"):
+    with pytest.raises(
+        OSError, match=r"SAE blocks.1.hook_resid_pre of far cannot be loaded: someone/saes at revision 1"
+    ):
         load_sae(own, 1)
     named(sae_release="far", sae_hub_id="someone/saes", sae_revision="2" * 40)
     with pytest.raises(OSError, match="someone/saes at revision 2222"):

@@ -12,16 +12,21 @@ from torch.nn.functional import normalize
 from transformer_lens.model_bridge import TransformerBridge
 
 from helpers import similarity
-from helpers.features import at_words, top
+from helpers.features import at_words, on_passages, top
+from helpers.prompts import neutral_texts
 from helpers.saes import load_sae
 from helpers.similarity import (
     all_nearest,
+    among,
     best_of_random,
+    continuity,
     cosines,
     families,
+    fire_together,
     like_frequency,
     nearest,
     one_to_one,
+    onward,
     rows_of,
     share_interval,
     spearman,
@@ -30,15 +35,15 @@ from helpers.similarity import (
 
 D_SAE = 48
 EDGE = ["depth", "feature", "to", "match"]
-PERMUTED = torch.randperm(D_SAE, generator=Generator().manual_seed(5)).tolist()  # feature of depth 2 -> its copy at 0
+PERMUTED = torch.randperm(D_SAE, generator=Generator().manual_seed(5)).tolist()  # feature of depth 1 -> its copy at 0
 
 
 @pytest.fixture(scope="module")
 def rows() -> dict[int, Tensor]:
-    """Decoder rows of four depths: those of depth 2 are those of depth 0 in another order, length and a little moved."""
+    """Decoder rows of four depths: depth 1 has those of depth 0 in another order, longer and a little moved."""
     generator = Generator().manual_seed(6)
     rows = {depth: torch.randn(D_SAE, 32, generator=generator) for depth in range(4)}
-    rows[2] = 3 * rows[0][PERMUTED] + 0.2 * torch.randn(D_SAE, 32, generator=generator)
+    rows[1] = 3 * rows[0][PERMUTED] + 0.2 * torch.randn(D_SAE, 32, generator=generator)
     return rows
 
 
@@ -93,12 +98,12 @@ def test_the_features_of_every_depth_are_those_of_its_sae_alone(model_with_saes)
 
 
 def test_a_permuted_copy_is_found_and_mutual(model):
-    there = nearest(model, table([0] * D_SAE, list(range(D_SAE))), 2)
+    there = nearest(model, table([0] * D_SAE, list(range(D_SAE))), 1)
     assert there.columns.tolist() == [*EDGE, "cosine", "mutual"]
     assert [PERMUTED[match] for match in there.match] == list(range(D_SAE))
     assert there.mutual.all() and (there.cosine > 0.98).all() and (there.cosine < 1).all()
-    assert set(there.depth) == {0} and set(there.to) == {2}
-    back = nearest(model, table([2, 2], [4, 30]), 0)
+    assert set(there.depth) == {0} and set(there.to) == {1}
+    back = nearest(model, table([1, 1], [4, 30]), 0)
     assert back.match.tolist() == [PERMUTED[4], PERMUTED[30]] and back.mutual.all()
 
 
@@ -203,19 +208,78 @@ def test_too_large_an_assignment_is_refused(monkeypatch):
 def test_families_are_what_edges_connect():
     """Features with the same number at different depths are different features; the largest family comes first."""
     edges = [(0, 9, 1, 8), (0, 1, 1, 2), (1, 2, 2, 3), (0, 5, 1, 2), (3, 4, 2, 3), (1, 1, 2, 9), (2, 9, 3, 9)]
-    found = families(pd.DataFrame(edges, columns=EDGE))
-    assert found.columns.tolist() == ["depth", "feature", "family"]
+    found = families(table([0, 3, 0], [1, 0, 9]), pd.DataFrame(edges, columns=EDGE))
+    assert found.columns.tolist() == ["depth", "feature", "chosen", "family"]
     members = {number: set(zip(part.depth, part.feature)) for number, part in found.groupby("family")}
     assert members == {
         0: {(0, 1), (1, 2), (2, 3), (0, 5), (3, 4)},
         1: {(1, 1), (2, 9), (3, 9)},
         2: {(0, 9), (1, 8)},
+        3: {(3, 0)},
     }
     assert not found.duplicated(["depth", "feature"]).any()
+    assert set(zip(found.depth[found.chosen], found.feature[found.chosen])) == {(0, 1), (3, 0), (0, 9)}
 
 
-def test_without_edges_there_are_no_families():
-    assert families(pd.DataFrame([], columns=EDGE)).empty
+def test_without_edges_every_feature_is_a_family_of_its_own():
+    found = families(table([0, 1], [4, 4]), pd.DataFrame([], columns=EDGE))
+    assert sorted(found.family) == [0, 1] and found.chosen.all()
+
+
+# Over depth
+
+
+def test_copies_continue_above_chance_and_random_rows_do_not(model):
+    """Depth 1 is a copy of depth 0, depth 2 is not one of depth 1, and the last depth has no next one."""
+    frequency = dict.fromkeys(range(4), torch.linspace(0.1, 0.9, D_SAE))
+    found = onward(model, table([0] * 9 + [1] * 9 + [3], [*range(9), *range(9), 0]), frequency, others=20)
+    assert found.depth.tolist() == [0] * 9 + [1] * 9 and (found.to == found.depth + 1).all()
+    assert found["above chance"][found.depth == 0].all() and found["above chance"][found.depth == 1].mean() < 0.5
+    assert found.random.tolist() == pytest.approx([best_of_random(D_SAE, 32, 0.95)] * 18)
+
+
+def test_what_fires_as_often_is_compared_with_the_match(model, rows):
+    frequency = dict.fromkeys(range(4), torch.linspace(0.1, 0.9, D_SAE))
+    (found,) = onward(model, table([2], [11]), frequency, others=7).itertuples(index=False)
+    like = like_frequency(frequency[2], 11, 7)
+    expected = cosines(rows[2][like], rows[3][[found.match]]).quantile(0.95).item()
+    assert found[list(found._fields).index("random") + 1] == pytest.approx(expected, abs=1e-5)
+
+
+def test_among_takes_the_best_of_each_other_depth(model, rows):
+    asked = table([0, 3, 0, 1], [4, 5, 6, 7])[::-1]
+    found = among(model, asked).set_index(["depth", "feature", "to"]).cosine
+    assert len(found) == 2 * 2 + 2 + 2
+    alike = lambda a, b: cosines(rows[a[0]][[a[1]]], rows[b[0]][[b[1]]]).item()  # noqa: E731
+    assert found[3, 5, 0] == pytest.approx(max(alike((3, 5), (0, 4)), alike((3, 5), (0, 6))), abs=1e-5)
+    assert found[0, 4, 1] == pytest.approx(alike((0, 4), (1, 7)), abs=1e-5)
+
+
+def test_features_that_fire_together_correlate(model_with_saes):
+    """As computed from both features' activations at every token; one with itself correlates by 1."""
+    texts = neutral_texts()[:4]
+    pairs = pd.DataFrame([(0, 3, 2, 5), (1, 7, 0, 3), (2, 5, 2, 5)], columns=EDGE)
+    found = fire_together(model_with_saes, pairs, texts)
+    for value, (depth, feature, to, match) in zip(found.tolist(), pairs.itertuples(index=False)):
+        x, y = (on_passages(model_with_saes, load_sae(model_with_saes, at), texts, [which]).acts[:, 0].numpy()
+                for at, which in ((depth, feature), (to, match)))  # fmt: skip
+        assert value == pytest.approx(scipy.stats.pearsonr(x, y).statistic, abs=1e-4)
+    assert found[2] == pytest.approx(1) and found[:2].abs().max() < 0.9
+
+
+def test_continuity_sums_up_the_other_tables(model, generator):
+    asked = table([0, 0, 1, 2, 3], [4, 5, PERMUTED.index(4), 7, 8])
+    frequency = dict.fromkeys(range(4), torch.linspace(0.1, 0.9, D_SAE))
+    found = continuity(model, asked, frequency, generator).set_index("quantity")
+    steps, cross = onward(model, asked, frequency), among(model, asked)
+    later = cross[cross.to > 0].groupby(["depth", "feature"]).cosine.max()
+    values = [
+        steps["above chance"].mean(),
+        scipy.stats.spearmanr((cross.depth - cross.to).abs(), cross.cosine).statistic,
+        later[[1, 2, 3]].mean() - later[0].mean(),
+    ]
+    assert found.value.tolist() == pytest.approx(values, abs=1e-5)
+    assert (found.low <= found.value).all() and (found.value <= found.high).all()
 
 
 # Correlation and shares
@@ -248,7 +312,13 @@ def test_spearmans_interval_is_over_groups_and_not_over_rows(generator):
 
 @pytest.mark.parametrize(
     ("hits", "of", "low", "high"),
-    [(0, 10, 0, 0.3085), (10, 10, 0.6915, 1), (5, 10, 0.1871, 0.8129), (1, 20, 0.0013, 0.2487), (8, 48, 0.0748, 0.3022)],
+    [
+        (0, 10, 0, 0.3085),
+        (10, 10, 0.6915, 1),
+        (5, 10, 0.1871, 0.8129),
+        (1, 20, 0.0013, 0.2487),
+        (8, 48, 0.0748, 0.3022),
+    ],
 )
 def test_share_interval_is_clopper_and_pearsons(hits, of, low, high):
     assert share_interval(hits, of, 0.95) == pytest.approx((hits / of, low, high), abs=5e-5)

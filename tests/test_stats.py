@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import scipy.stats
 import torch
-from sklearn.metrics import roc_auc_score
+from sklearn.metrics import r2_score, roc_auc_score
 from torch import Generator, Tensor
 
 from helpers import stats
@@ -266,3 +266,23 @@ def test_no_gap_is_an_effect_of_zero_also_where_nothing_varies(statistic):
     constant = torch.full((4,), 0.3)
     assert statistic(constant, constant).item() == 0
     assert statistic(torch.tensor([1.0, 2.0, 3.0, 4.0]), torch.tensor([4.0, 3.0, 2.0, 1.0])).item() == 0
+
+
+def test_explained_variance_by_hand():
+    # squared distances from the mean (2, 1): 1 + 1 + 1 + 1; squared errors: 1 + 0 + 0 + 1
+    acts, reconstructed = torch.tensor([[1.0, 0], [3, 2]]), torch.tensor([[2.0, 0], [3, 1]])
+    assert stats.explained_variance(acts, reconstructed) == 0.5
+
+
+def test_explained_variance_is_scikit_learns(generator):
+    acts = torch.randn(50, 8, generator=generator) * torch.arange(1, 9) + 3
+    reconstructed = acts + torch.randn(50, 8, generator=generator)
+    expected = r2_score(acts, reconstructed, multioutput="variance_weighted")
+    assert stats.explained_variance(acts, reconstructed) == pytest.approx(expected, abs=1e-6)
+
+
+def test_explained_variance_of_nothing_missing_of_the_mean_and_of_worse(generator):
+    acts = torch.randn(50, 8, generator=generator) + 1000  # far from 0: single precision alone would lose it
+    assert stats.explained_variance(acts, acts) == 1
+    assert stats.explained_variance(acts, acts.double().mean(0).expand(50, 8).float()) == pytest.approx(0, abs=1e-6)
+    assert stats.explained_variance(acts, torch.zeros(50, 8)) < -1000

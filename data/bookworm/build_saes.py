@@ -183,8 +183,9 @@ def trained(run: Run) -> dict[str, TopKTrainingSAE]:
     steps = settings.tokens // settings.batch
     cfg = SAETrainerConfig(
         total_training_samples=steps * settings.batch, train_batch_size_samples=settings.batch,
-        lr=settings.rate, lr_end=settings.rate / 20, lr_warm_up_steps=settings.warm_up,
-        lr_decay_steps=int(steps * settings.decay), dead_feature_window=settings.dead_after,
+        lr=settings.rate, lr_end=settings.rate,  # the rate at which the decay to zero begins
+        lr_warm_up_steps=settings.warm_up, lr_decay_steps=int(steps * settings.decay),
+        dead_feature_window=settings.dead_after,
         autocast=autocast(run.device)._enabled, device=run.device,
         n_checkpoints=9, checkpoint_path=str(checkpoints),
     )  # fmt: skip
@@ -239,7 +240,7 @@ def evaluation(model: TransformerBridge, ids: Ids, folder: Path) -> list[dict]:
     saes = {name: SAE.load_from_disk(folder / name, dtype="float32", device=str(model.cfg.device)) for name in names}
     d_sae = next(iter(saes.values())).cfg.d_sae
     fired = {name: torch.zeros(d_sae, device=model.cfg.device) for name in names}
-    error, total, square = (dict.fromkeys(names, 0.0) for _ in range(3))
+    error, square = dict.fromkeys(names, 0.0), dict.fromkeys(names, 0.0)
     sums = {name: torch.zeros(model.cfg.d_model, dtype=torch.double, device=model.cfg.device) for name in names}
     count = 0
     for start in tqdm(range(0, len(ids), AT_ONCE), "measuring", unit=f"x{AT_ONCE} windows"):
@@ -307,7 +308,10 @@ def build(corpus: Path, model_dir: Path, settings: Settings, work: Path) -> None
         sae.half().save_inference_model(made / name)
     write_evaluation(model, held_out, made)
     write_json(made / "training.json", asked)
-    shutil.move(made, out)
+    beside = out.with_name("saes.partial")
+    shutil.rmtree(beside, ignore_errors=True)
+    shutil.copytree(made, beside)
+    beside.rename(out)
     print(f"{out} is finished; {work} is no longer needed")
 
 
