@@ -103,7 +103,8 @@ def every_token(
     def keep(depth: int, rows: Int[Tensor, "row"], resid: Float[Tensor, "row pos d_model"]) -> None:
         for row, here in zip(rows.tolist(), resid.float().cpu()):
             count = int(read.length[row]) - 1
-            found[first[row] : first[row] + count, depths.index(depth)] = here[1 : count + 1]
+            for column in (i for i, other in enumerate(depths) if other == depth):
+                found[first[row] : first[row] + count, column] = here[1 : count + 1]
 
     _read_stream(model, read, keep, depths=depths)
     finite = found.isfinite().all(-1).split((read.length - 1).tolist())
@@ -125,7 +126,8 @@ def at_positions(
     found = torch.empty(len(texts), len(depths), model.cfg.d_model)
 
     def keep(depth: int, rows: Int[Tensor, "row"], resid: Float[Tensor, "row pos d_model"]) -> None:
-        found[rows, depths.index(depth)] = resid[range(len(rows)), positions[rows]].float().cpu()
+        for column in (i for i, other in enumerate(depths) if other == depth):
+            found[rows, column] = resid[range(len(rows)), positions[rows]].float().cpu()
 
     _read_stream(model, read, keep, depths=depths)
     _check_finite(found.isfinite().all(-1), texts)

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 import pandas as pd
 import torch
 from jaxtyping import Float
-from sklearn.linear_model import orthogonal_mp
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from helpers.activations import at_positions, every_token, progress, site
+from helpers.directions import unit
 from helpers.prompts import token_strings, tokens, word_positions
 from helpers.saes import checked_features
 
@@ -26,7 +26,7 @@ TEXTS_AT_ONCE = 32
 def encoded(sae, acts: Float[Tensor, "*any d_model"]) -> Float[Tensor, "*any d_sae"]:
     """The activation of every feature, on the CPU."""
     rows = acts.reshape(-1, acts.shape[-1]).split(TOKENS_AT_ONCE)
-    return torch.cat([sae.encode(part.to(sae.W_dec.device)).cpu() for part in rows]).unflatten(0, acts.shape[:-1])
+    return torch.cat([sae.encode(part.to(sae.W_dec.device)).cpu() for part in rows]).reshape(*acts.shape[:-1], -1)
 
 
 def depth_of(model: TransformerBridge, sae) -> int:
@@ -137,20 +137,20 @@ def pursuit(
     """Each target as a sum of few decoder rows, one more at every step: target, step, feature, coefficient, explained.
 
     Orthogonal matching pursuit (Pati et al. 1993): the row most aligned with what is left is added, with either sign,
-    and all coefficients are fitted anew. `explained` is the share of the squared norm; `coefficient` that of the last
-    step. A step that adds nothing ends the pursuit of its target.
+    and all coefficients are fitted anew. `explained` is the share of the squared norm; `coefficient`, for rows of
+    length 1, that of the last step. A target of which nothing is left takes no further steps.
     """
-    dictionary = (rows / rows.norm(dim=-1, keepdim=True).clamp(min=1e-12)).double().numpy().T
-    found = []
+    dictionary, found = unit(rows).double(), []
     with progress(len(targets), "direction", "matching pursuit") as bar:
         for name, target in targets.items():
-            wanted = target.double().numpy()
-            path = orthogonal_mp(dictionary, wanted, n_nonzero_coefs=steps, return_path=True)
-            path = path.reshape(len(dictionary.T), -1)
-            seen: list[int] = []
-            for step, coefficients in enumerate(path.T, 1):
-                seen += [int(f) for f in coefficients.nonzero()[0] if f not in seen]
-                explained = 1 - ((wanted - dictionary @ coefficients) ** 2).sum() / (wanted**2).sum()
-                found.append((name, step, seen[-1], path[seen[-1], -1], explained))
+            target, chosen, explained = target.double(), [], []
+            left = target
+            while len(chosen) < steps and left.norm() > 1e-6 * target.norm():
+                chosen.append(int((dictionary @ left).abs().argmax()))
+                coefficients = torch.linalg.lstsq(dictionary[chosen].T, target[:, None]).solution
+                left = target - dictionary[chosen].T @ coefficients[:, 0]
+                explained.append(1 - (left.norm() / target.norm()).square().item())
+            last = coefficients[:, 0].tolist() if chosen else []
+            found += [(name, step, *row) for step, row in enumerate(zip(chosen, last, explained), 1)]
             bar.update()
     return pd.DataFrame(found, columns=["target", "step", "feature", "coefficient", "explained"])

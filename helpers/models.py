@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -95,7 +96,7 @@ def untrained_twin(name: str | None = None, seed: int = 0, device: str | None = 
     """
     where = source(name)
     folder = _folder(where)
-    return _bridge(folder, f"{where.slug}, untrained", torch.float32, device, _fresh(folder, seed))
+    return _bridge(folder, f"{where.slug}, untrained", torch.float32, device, partial(_fresh, folder, seed))
 
 
 def words_only_twin(name: str | None = None, seed: int = 0, device: str | None = None) -> TransformerBridge:
@@ -105,22 +106,12 @@ def words_only_twin(name: str | None = None, seed: int = 0, device: str | None =
     """
     where = source(name)
     folder = _folder(where)
-    with _quietly():
-        hf = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=torch.float32, attn_implementation="eager", use_safetensors=True
-        )
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for key, weight in hf.named_parameters():
-            if re.search(r"\.\d+\.", key):  # transformer.h.3.attn...: inside a block
-                shuffled = torch.randperm(weight.numel(), generator=generator)
-                weight.copy_(weight.flatten()[shuffled].view_as(weight))
-    return _bridge(folder, f"{where.slug}, words only", torch.float32, device, hf)
+    return _bridge(folder, f"{where.slug}, words only", torch.float32, device, partial(_scrambled, folder, seed))
 
 
 def uncentred(model: TransformerBridge) -> TransformerBridge:
     """The same model with its raw residual stream."""
-    return _bridge(model.cfg.folder, model.cfg.model_name, model.cfg.dtype, str(model.cfg.device), centre=False)
+    return model.cfg.remade(centre=False)
 
 
 def is_centred(model: TransformerBridge) -> bool:
@@ -146,17 +137,32 @@ def _fresh(folder: Path, seed: int) -> torch.nn.Module:
         return AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="eager")
 
 
+def _scrambled(folder: Path, seed: int) -> torch.nn.Module:
+    with _quietly():
+        hf = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=torch.float32, attn_implementation="eager", use_safetensors=True
+        )
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for key, weight in hf.named_parameters():
+            if re.search(r"\.\d+\.", key):  # transformer.h.3.attn...: inside a block
+                shuffled = torch.randperm(weight.numel(), generator=generator)
+                weight.copy_(weight.flatten()[shuffled].view_as(weight))
+    return hf
+
+
 def _bridge(
     folder: Path,
     name: str,
     dtype: torch.dtype,
     device: str | None,
-    hf: torch.nn.Module | None = None,
+    weights: Callable[[], torch.nn.Module] | None = None,
     centre: bool = True,
 ) -> TransformerBridge:
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if torch.device(device).type == "mps":
         raise ValueError("device 'mps' has given silently wrong activations: use 'cuda' or 'cpu'.")
+    hf = weights() if weights else None
     with _quietly(), torch.random.fork_rng():
         model = TransformerBridge.boot_transformers(
             str(folder), device=device, dtype=dtype, hf_model=hf.eval().to(device) if hf else None
@@ -174,6 +180,7 @@ def _bridge(
     model.eval()
     model.original_model.requires_grad_(False)
     model.cfg.model_name, model.cfg.folder = name, folder
+    model.cfg.remade = partial(_bridge, folder, name, dtype, device, weights)
     return model
 
 

@@ -8,7 +8,9 @@ hook point. Every number of an SAE's file may be read alone: rows of the decoder
 import json
 import warnings
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
 from weakref import WeakKeyDictionary
 
@@ -106,8 +108,7 @@ def reconstruction(model: TransformerBridge, saes: dict[int, object]) -> pd.Data
     or raw. `l0` is the mean number of features that fire per token; position 0 is left out.
     """
     if model not in STREAMS:
-        ours = every_token(model, neutral_texts())
-        raw = every_token(uncentred(model), neutral_texts()) if is_centred(model) else ours
+        raw = every_token(uncentred(model) if is_centred(model) else model, neutral_texts())
         STREAMS[model] = {"centred": raw - raw.mean(-1, keepdim=True), "raw": raw}
     used, rows = "centred" if is_centred(model) else "raw", []
     for depth, sae in saes.items():
@@ -154,21 +155,27 @@ def dashboard(model: TransformerBridge, depth: int, feature: int) -> str:
 
 
 def explanation(model: TransformerBridge, depth: int, feature: int) -> str:
-    """Neuronpedia's explanation of the feature, or in brackets why there is none: "(offline)", for instance."""
+    """Neuronpedia's explanation of the feature, or in brackets why there is none: "(offline)", for instance.
+
+    Neuronpedia answers to a key only, in the environment variable NEURONPEDIA_API_KEY.
+    """
     page = release(model).neuronpedia.format(depth=depth)
     if not page:
         return "(not on Neuronpedia)"
     import requests
     from neuronpedia.np_feature import Feature
-    from neuronpedia.requests.base_request import NPKeyMissingError
+    from neuronpedia.requests import base_request
 
     try:
-        found = Feature.get(*page.split("/"), str(feature)).explanations or []
-    except NPKeyMissingError:
+        with redirect_stdout(StringIO()):  # the package says what it requests
+            found = Feature.get(*page.split("/"), str(feature)).explanations or []
+    except (base_request.NPKeyMissingError, base_request.NPUnauthorizedError):
         return "(needs NEURONPEDIA_API_KEY)"
-    except requests.RequestException:
+    except (requests.ConnectionError, requests.Timeout):
         return "(offline)"
-    return found[0].description if found else "(no explanation yet)"
+    except (requests.RequestException, base_request.NPRateLimitError, base_request.NPInvalidResponseError):
+        return "(refused by Neuronpedia)"
+    return found[0].text if found else "(no explanation yet)"
 
 
 def _whole(folder: Path) -> Path:
@@ -184,7 +191,7 @@ def _config(folder: Path) -> dict:
     try:
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
         return {**config, **config.get("metadata", {})}
-    except (json.JSONDecodeError, UnicodeDecodeError, AttributeError) as error:
+    except (json.JSONDecodeError, UnicodeDecodeError, AttributeError, TypeError) as error:
         raise ValueError(_damaged(folder / CONFIG, error)) from error
 
 
@@ -217,7 +224,7 @@ def _check_fit(model: TransformerBridge, depth: int, config: dict) -> None:
 def _warn_of_poor_fit(table: pd.DataFrame) -> None:
     here, other = table[table.used].iloc[0], table[~table.used].iloc[0]
     value = f"The SAE at depth {here.depth} explains {here.explained_variance:.2f} of the variance of neutral text"
-    if other.explained_variance > here.explained_variance + 0.01:
+    if other.explained_variance > max(here.explained_variance + 0.01, FLOOR):
         better = f"{other.explained_variance:.2f} on the {other.stream} stream"
         warnings.warn(f"{value}, but {better}: it was probably trained on that.", stacklevel=3)
     elif here.explained_variance < FLOOR:

@@ -22,7 +22,7 @@ from helpers.config import CFG
 from helpers.directions import unit
 from helpers.features import encoded, on_passages, top
 from helpers.prompts import word_positions
-from helpers.saes import decoder_rows, load_sae
+from helpers.saes import checked_features, decoder_rows, load_sae
 from helpers.specificity import difference_interval
 from helpers.stats import bootstrap_picks, interval
 
@@ -54,7 +54,7 @@ def rows_of(model: TransformerBridge, table: pd.DataFrame) -> Float[Tensor, "fea
     """The decoder rows of a table of features, in its order."""
     found = torch.empty(len(table), model.cfg.d_model)
     for depth, part in table.reset_index(drop=True).groupby("depth"):
-        found[part.index.to_numpy()] = decoder_rows(model, int(depth), part["feature"].tolist())
+        found[part.index.tolist()] = decoder_rows(model, int(depth), part["feature"].tolist())
     return found
 
 
@@ -82,8 +82,8 @@ def nearest(model: TransformerBridge, table: pd.DataFrame, to: int) -> pd.DataFr
     there = decoder_rows(model, to)
     found = []
     for depth, part in table.groupby("depth", sort=True):
-        features = part["feature"].tolist()
         here = there if depth == to else decoder_rows(model, int(depth))
+        features = checked_features(part["feature"].tolist(), len(here), int(depth))
         alike = cosines(here[features], there)
         if depth == to:
             alike[range(len(features)), features] = -2
@@ -102,7 +102,8 @@ def all_nearest(model: TransformerBridge, table: pd.DataFrame, depths: Sequence[
     found = []
     with progress(len(depths), "depth", "matching") as bar:
         for to in depths:
-            found.append(nearest(model, table[table["depth"] != to], to))
+            if len(others := table[table["depth"] != to]):
+                found.append(nearest(model, others, to))
             bar.update()
     return pd.concat(found, ignore_index=True)
 

@@ -20,6 +20,7 @@ def specificity(
     (Westfall & Young 1993): sides swapped within pairs, or emotions shuffled between sentences. Raises ValueError when
     key-word and matched rows are not partners.
     """
+    table = table.reset_index(drop=True)
     own, matched = table[table["kind"] == "key word"], table[table["kind"] == "matched"]
     if own["id"].str.replace("key-word", "matched").tolist() != matched["id"].tolist():
         raise ValueError("the key-word sentences and the matched ones are not partners in the same order")
@@ -62,13 +63,13 @@ def by_kind(
     of "implicit" sentences, for they have no such word. low and high bound the mean difference to the emotion's matched
     sentences, read in the same way; `relative` is the activation in units of that on the key word.
     """
-    rows = []
+    table, rows = table.reset_index(drop=True), []
     for one in chosen.itertuples():
         here = table["emotion"] == one.emotion
         for kind in table["kind"].unique():
             acts = anywhere if kind == "implicit" else at_word
             own, other = (acts[table.index[here & (table["kind"] == k)], one.feature] for k in (kind, "matched"))
-            word = acts[table.index[here & (table["kind"] == "key word")], one.feature].mean().item()
+            word = at_word[table.index[here & (table["kind"] == "key word")], one.feature].mean().item() or torch.nan
             if len(own):
                 ends = difference_interval(own, other, generator)
                 rows.append((one.emotion, one.feature, kind, own.mean().item(), *ends, own.mean().item() / word))

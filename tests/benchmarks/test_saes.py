@@ -66,6 +66,10 @@ def mb(key: str) -> float:
     return int(STATUS.read_text().split(f"{key}:")[1].split()[0]) / 1024
 
 
+def forget_peak() -> None:
+    Path("/proc/self/clear_refs").write_text("5")
+
+
 def uncached(saes: Path) -> None:
     """Drop these files from the system's cache."""
     for path in saes.rglob("*.safetensors"):
@@ -102,10 +106,12 @@ def costs(folder: Path) -> dict[str, float]:
         return time.perf_counter() - began
 
     found |= {"first": seconds(by_slice, cached=False), "peak": mb("VmHWM")}
-    Path("/proc/self/clear_refs").write_text("5")  # the peak so far is forgotten
+    forget_peak()
     depths = range(len(SITES))
     found |= {"nearest": seconds(lambda: all_nearest(model, table, depths), cached=True), "nearest_peak": mb("VmHWM")}
-    assert torch.allclose(by_slice(), whole())
+    forget_peak()
+    assert torch.allclose(by_slice(), whole(read=True))
+    found["read_peak"] = mb("VmHWM")
     calls = {"slice": by_slice, "whole": whole, "read": lambda: whole(read=True)}
     for where in ("disk", "cached"):
         turns = [[seconds(call, where == "cached") for call in calls.values()] for _ in range(ROUNDS)]
@@ -124,9 +130,10 @@ def test_cosines_of_three_features_per_depth(folder: Path) -> None:
         f"{BAR_SECONDS} s {met}), peak {cost['peak']:.0f} MB, {cost['peak'] - cost['loaded']:.0f} MB of it beyond "
         f"libraries ({cost['imported']:.0f} MB) and model ({cost['loaded'] - cost['imported']:.0f} MB)"
     )
-    for name, what in (("whole", "all SAEs loaded by sae_lens"), ("read", "the same with every number read")):
+    for name, what in (("whole", "with all SAEs loaded by sae_lens"), ("read", "and every number of them read")):
         disk, cached = (cost[f"{name}_{where}"] / cost[f"slice_{where}"] for where in ("disk", "cached"))
         print(f"{what}: {disk:.2f} x the time from the disk, {cached:.2f} x from the system's cache")
+    print(f"peak with every number read: {cost['read_peak']:.0f} MB")
     print(
         f"their nearest features at every other depth: {cost['nearest']:.1f} s, peak {cost['nearest_peak']:.0f} MB, "
         f"{cost['nearest_peak'] - cost['loaded']:.0f} MB of it beyond libraries and model"
