@@ -48,19 +48,19 @@ def activation_map(table: pd.DataFrame, columns: str, label: str) -> Figure:
 
     Columns emotion, feature, `columns`, relative. A cell whose column is the row's emotion is framed.
     """
-    rows = table[["emotion", "feature"]].drop_duplicates().reset_index(drop=True)
+    rows = list(table[["emotion", "feature"]].drop_duplicates().itertuples(index=False, name=None))
     names = list(table[columns].unique())
-    grid = table.pivot_table(index=["emotion", "feature"], columns=columns, values="relative", sort=False)[names]
+    grid = table.pivot(index=["emotion", "feature"], columns=columns, values="relative").loc[rows, names]
     figure, ax = plt.subplots(figsize=(0.62 * len(names) + 3.2, 0.26 * len(rows) + 1.6))
     sns.heatmap(
         grid, vmin=0, vmax=1.5, cmap="cividis", ax=ax, cbar_kws={"label": label, "shrink": 0.6},
         annot=len(names) < 10, fmt=".1f", annot_kws={"size": 8},
-        yticklabels=[f"{row.emotion}  {row.feature}" for row in rows.itertuples()],
+        yticklabels=[f"{emotion}  {feature}" for emotion, feature in rows],
     )  # fmt: skip
-    for i, row in rows.iterrows():
-        if row["emotion"] in names:
-            ax.add_patch(plt.Rectangle((names.index(row["emotion"]), i), 1, 1, fill=False, ec="white", lw=1.5))
-        ax.get_yticklabels()[i].set_color(EMOTIONS.get(row["emotion"], "black"))
+    for i, (emotion, _) in enumerate(rows):
+        if emotion in names:
+            ax.add_patch(plt.Rectangle((names.index(emotion), i), 1, 1, fill=False, ec="white", lw=1.5))
+        ax.get_yticklabels()[i].set_color(EMOTIONS.get(emotion, "black"))
     ax.set(xlabel="", ylabel="")
     ax.tick_params(axis="x", rotation=45)
     plt.setp(ax.get_xticklabels(), ha="right", rotation_mode="anchor")

@@ -115,6 +115,17 @@ def test_a_feature_read_on_its_own_emotion_is_framed():
     assert [patch.get_xy() for patch in ax.patches if not patch.get_fill()] == [(0, 0), (1, 1)]
 
 
+def test_every_row_of_a_map_stands_beside_its_own_name():
+    table = pd.DataFrame(
+        [(e, f, on, value) for e, f, value in (("sad", 9, 0.3), ("happy", 7, 0.1), ("sad", 2, 0.2)) for on in "ab"],
+        columns=["emotion", "feature", "read_on", "relative"],
+    ).sample(frac=1, random_state=3)
+    ax = feature_plots.activation_map(table, "read_on", "activation").axes[0]
+    values = ax.collections[0].get_array().reshape(3, 2)[:, 0].tolist()
+    drawn = dict(zip([label.get_text() for label in ax.get_yticklabels()], values))
+    assert drawn == {"sad  9": 0.3, "happy  7": 0.1, "sad  2": 0.2}
+
+
 def test_lines_mark_the_depths_of_a_map():
     ax = feature_plots.cosine_map(*SMALLEST["cosine_map"]).axes[0]
     assert [list(line.get_ydata()) for line in ax.lines if line.get_ydata()[0] == line.get_ydata()[1]] == [[2, 2]]
