@@ -232,4 +232,5 @@ def _warn_of_poor_fit(table: pd.DataFrame) -> None:
 
 
 def _damaged(path: Path, reason: object) -> str:
-    return f"{path} is damaged or not an SAE of sae-lens ({reason}): delete it and fetch or make it again."
+    behind = f" and {path.resolve()}, which it links to," if path.is_symlink() else ""
+    return f"{path} is damaged or not an SAE of sae-lens ({reason}): delete it{behind} and fetch or make it again."

@@ -138,7 +138,7 @@ def among(model: TransformerBridge, table: pd.DataFrame) -> pd.DataFrame:
     every, found = cosines(rows, rows), []
     for one in table.itertuples():
         for to, part in table[table["depth"] != one.depth].groupby("depth"):
-            found.append((one.depth, one.feature, to, every[one.Index, part.index.to_numpy()].max().item()))
+            found.append((one.depth, one.feature, to, every[one.Index, part.index.tolist()].max().item()))
     return pd.DataFrame(found, columns=["depth", "feature", "to", "cosine"])
 
 

@@ -69,7 +69,7 @@ def by_kind(
         for kind in table["kind"].unique():
             acts = anywhere if kind == "implicit" else at_word
             own, other = (acts[table.index[here & (table["kind"] == k)], one.feature] for k in (kind, "matched"))
-            word = at_word[table.index[here & (table["kind"] == "key word")], one.feature].mean().item() or torch.nan
+            word = acts[table.index[here & (table["kind"] == "key word")], one.feature].mean().item() or torch.nan
             if len(own):
                 ends = difference_interval(own, other, generator)
                 rows.append((one.emotion, one.feature, kind, own.mean().item(), *ends, own.mean().item() / word))

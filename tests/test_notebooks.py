@@ -248,7 +248,7 @@ def _random_saes(folder: Path) -> None:
         sae = StandardSAE(StandardSAEConfig(d_in=config["hidden_size"], d_sae=96))
         sae.cfg.metadata.hook_name = hook
         sae.W_dec.data = torch.nn.functional.normalize(torch.randn(sae.W_dec.shape, generator=generator), dim=-1)
-        sae.W_enc.data = sae.W_dec.data.T.clone()
+        sae.W_enc.data = sae.W_dec.data.T.contiguous()
         sae.save_model(folder / "saes" / hook)
 
 
