@@ -7,6 +7,8 @@
 CORPUS_DIR holds .txt or .txt.xz files (passages separated by a line `<|endoftext|>`, otherwise cut about every 6,000
 characters) and, if you like, .tsv or .tsv.xz files of short comments in a column `text`.
 
+The sparse autoencoders of a finished folder are trained by build_saes.py, beside this file.
+
 The steps are tokenizer, tokens, train, export, evaluate. Each leaves its result in the work folder and is skipped when
 it is there. Ctrl-C loses nothing, a crash at most three minutes: the same command goes on, and ends, on a CPU with the
 same number of threads, in the very weights that an uninterrupted run of the same `--tokens` gives. On CUDA the last
