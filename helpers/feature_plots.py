@@ -169,13 +169,17 @@ def matches(table: pd.DataFrame) -> Figure:
 
 
 def by_distance(table: pd.DataFrame) -> Figure:
-    """Best cosine against distance in depth, dots and means per kind; columns kind, distance, cosine."""
+    """Best cosine against distance in depth: dots, and their mean with a 95 % bootstrap interval, per kind.
+
+    Columns kind, distance, cosine.
+    """
     figure, ax = plt.subplots(figsize=(8, 4))
     for number, (kind, part) in enumerate(table.groupby("kind", sort=False)):
         shift = 0.16 * (number - (table["kind"].nunique() - 1) / 2)
         colour = [EMOTIONS["happy"], "0.35", "0.65"][number % 3]
         ax.plot(part["distance"] + shift, part["cosine"], MARKERS[number], color=colour, alpha=0.35, ms=4)
-        ax.plot(part.groupby("distance")["cosine"].mean(), color=colour, ls=LINES[number], lw=2, label=kind)
+        look = {"color": colour, "ls": LINES[number], "lw": 2, "label": kind}
+        sns.lineplot(part, x="distance", y="cosine", errorbar=("ci", 95), seed=0, ax=ax, **look)
     ax.set(xlabel="distance in depth", ylabel="best cosine")
     ax.legend(fontsize=9)
     return figure
