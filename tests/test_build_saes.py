@@ -313,3 +313,15 @@ def test_an_sae_that_writes_zeros_recovers_no_loss(run, tmp_path):
         assert row["loss_replaced"] == row["loss_zero"] != row["loss"]
         assert row["loss_recovered"] == 0
         assert row["explained_variance"] <= 1e-5
+
+
+def test_the_card_quotes_an_evaluation_of_the_shipped_saes():
+    shipped = DATA / "bookworm"
+    measured = json.loads((shipped / "saes" / "evaluation.json").read_text(encoding="utf-8"))
+    weights = [shipped / "saes" / row["hook_point"] / "sae_weights.safetensors" for row in measured["depths"]]
+    assert measured["weights_sha256"] == build_saes.sha256(*weights)
+    card = (shipped / "README.md").read_text(encoding="utf-8")
+    assert f"{measured['tokens']:,} tokens" in card
+    for row in measured["depths"]:
+        numbers = f"{row['explained_variance']:.3f} | {row['l0']:.1f} | {row['dead']:.1%} | {row['loss_recovered']:.3f}"
+        assert f"| {row['depth']} | {numbers} |" in card
