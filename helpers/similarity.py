@@ -6,14 +6,13 @@ depth x d_sae x d_model ever exists; `nearest` holds the rows of one depth at a 
 
 from collections.abc import Sequence
 
-import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Float
 from scipy.optimize import linear_sum_assignment
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
-from scipy.stats import beta, binomtest, spearmanr
+from scipy.stats import beta
 from torch import Generator, Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
@@ -24,7 +23,7 @@ from helpers.features import encoded, on_passages, top
 from helpers.prompts import word_positions
 from helpers.saes import checked_features, decoder_rows, load_sae
 from helpers.specificity import difference_interval
-from helpers.stats import bootstrap_picks, interval
+from helpers.stats import share_interval, spearman
 
 LARGEST_ASSIGNMENT = 4096  # features per side; the time grows with the cube
 
@@ -131,6 +130,23 @@ def onward(
     return table.assign(**{"above chance": table["cosine"] > table[["random", "like frequency"]].max(axis=1)})
 
 
+def followed(
+    model: TransformerBridge, table: pd.DataFrame, frequency: dict[int, Float[Tensor, "d_sae"]]
+) -> pd.DataFrame:
+    """`onward` of each feature, of its match, of that one's match, ... to the last depth or as long as above chance.
+
+    One row per link above chance.
+    """
+    links, reached = [], table[["depth", "feature"]]
+    for depth in range(model.cfg.n_layers):
+        here = reached[reached["depth"] == depth].drop_duplicates()
+        if len(here):
+            steps = onward(model, here, frequency)
+            links.append(steps[steps["above chance"]])
+            reached = pd.concat([reached, links[-1][["to", "match"]].set_axis(["depth", "feature"], axis=1)])
+    return pd.concat(links, ignore_index=True)
+
+
 def among(model: TransformerBridge, table: pd.DataFrame) -> pd.DataFrame:
     """Each feature's best cosine with the table's features of every other depth: depth, feature, to, cosine."""
     table = table.reset_index(drop=True)
@@ -230,20 +246,3 @@ def cosine_table(cosines: Float[Tensor, "a b"], labels: Sequence) -> pd.DataFram
     """A square of cosines as rows: feature, other, cosine."""
     wide = pd.DataFrame(cosines, labels, labels).rename_axis("feature")
     return wide.melt(var_name="other", value_name="cosine", ignore_index=False).reset_index()
-
-
-def spearman(
-    table: pd.DataFrame, x: str, y: str, by: str, generator: Generator, draws: int, confidence: float
-) -> tuple[float, float, float]:
-    """Spearman's rank correlation of two columns, and its bootstrap interval over the groups in the column `by`."""
-    groups = [part[[x, y]].to_numpy() for _, part in table.groupby(by)]
-    picks = bootstrap_picks(draws, len(groups), generator).tolist()
-    drawn = [spearmanr(np.concatenate([groups[i] for i in pick])).statistic for pick in picks]
-    low, high = interval(torch.tensor(drawn, dtype=torch.double), confidence)
-    return float(spearmanr(table[x], table[y]).statistic), low.item(), high.item()
-
-
-def share_interval(hits: int, of: int, confidence: float) -> tuple[float, float, float]:
-    """A share and its exact binomial interval (Clopper & Pearson 1934)."""
-    exact = binomtest(hits, of).proportion_ci(confidence)
-    return hits / of, exact.low, exact.high

@@ -5,8 +5,11 @@ Every statistic reads the last axis and keeps the others (depths, draws), so res
 
 import math
 
+import numpy as np
+import pandas as pd
 import torch
 from jaxtyping import Float, Shaped
+from scipy.stats import binomtest, spearmanr
 from torch import Generator, Tensor
 
 Group = Float[Tensor, "*any group"]
@@ -141,6 +144,23 @@ def correlation(
     r = (centred[0] * centred[1]).sum(-1) / (centred[0].norm(dim=-1) * centred[1].norm(dim=-1))
     low, high = interval(r[1:], confidence)
     return r[0].item(), low.item(), high.item()
+
+
+def spearman(
+    table: pd.DataFrame, x: str, y: str, by: str, generator: Generator, draws: int, confidence: float
+) -> tuple[float, float, float]:
+    """Spearman's rank correlation of two columns, and its bootstrap interval over the groups in the column `by`."""
+    groups = [part[[x, y]].to_numpy() for _, part in table.groupby(by)]
+    picks = bootstrap_picks(draws, len(groups), generator).tolist()
+    drawn = [spearmanr(np.concatenate([groups[i] for i in pick])).statistic for pick in picks]
+    low, high = interval(torch.tensor(drawn, dtype=torch.double), confidence)
+    return float(spearmanr(table[x], table[y]).statistic), low.item(), high.item()
+
+
+def share_interval(hits: int, of: int, confidence: float) -> tuple[float, float, float]:
+    """A share and its exact binomial interval (Clopper & Pearson 1934)."""
+    exact = binomtest(hits, of).proportion_ci(confidence)
+    return hits / of, exact.low, exact.high
 
 
 def permutation_p(observed: Float[Tensor, "*#any"], null: Float[Tensor, "draw *#any"]) -> Values:

@@ -23,15 +23,15 @@ from helpers.similarity import (
     cosines,
     families,
     fire_together,
+    followed,
     like_frequency,
     nearest,
     one_to_one,
     onward,
     rows_of,
-    share_interval,
-    spearman,
     top_by_depth,
 )
+from helpers.stats import share_interval, spearman
 
 D_SAE = 48
 EDGE = ["depth", "feature", "to", "match"]
@@ -327,3 +327,25 @@ def test_share_interval_is_clopper_and_pearsons(hits, of, low, high):
 def test_a_lower_confidence_gives_a_narrower_share_interval():
     wide, narrow = share_interval(5, 20, 0.95), share_interval(5, 20, 0.8)
     assert wide[1] < narrow[1] < 0.25 < narrow[2] < wide[2]
+
+
+def test_a_feature_is_followed_to_the_last_depth_and_only_as_long_as_it_continues(with_saes):
+    rows = unit_rows(4)
+    kept = {0: rows[0], 1: rows[1], 2: rows[2], 3: rows[3]}
+    kept[1][5] = kept[0][2]  # feature 2 of depth 0 goes on as 5, 7 and 1; feature 3 ends at once
+    kept[2][7] = kept[0][2]
+    kept[3][1] = kept[0][2]
+    model = with_saes("gpt2", kept)
+    frequency = {depth: torch.full((len(kept[depth]),), 0.1) for depth in kept}
+    start = pd.DataFrame({"depth": [0, 0], "feature": [2, 3]})
+    links = followed(model, start, frequency)
+    chain = links[links["cosine"] > 0.999]
+    assert chain[["depth", "feature", "to", "match"]].to_numpy().tolist() == [[0, 2, 1, 5], [1, 5, 2, 7], [2, 7, 3, 1]]
+    assert links["above chance"].all()
+    assert not ((links["depth"] == 0) & (links["feature"] == 3)).any()
+
+
+def unit_rows(depths: int) -> list[torch.Tensor]:
+    """Random decoder rows for each depth, so few that none is close to another by chance alone."""
+    generator = torch.Generator().manual_seed(5)
+    return [torch.nn.functional.normalize(torch.randn(24, 32, generator=generator), dim=-1) for _ in range(depths)]
