@@ -4,7 +4,7 @@ Depth l is what enters block l (`blocks.l.hook_resid_pre`); depth n_layers is wh
 padded on the right, where causal attention never looks, so a result does not depend on the texts beside it.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import suppress
 from typing import Literal
 
@@ -52,18 +52,31 @@ def residuals(
     "final punctuation" the closing full stop (ValueError for a text without one). One pass serves all of them.
     """
     read = tokens(model, texts)
-    weights = {position: _token_weights(read, position) for position in positions}
-    shape = (len(texts), model.cfg.n_layers + 1, model.cfg.d_model)
-    found = {position: torch.empty(shape) for position in positions}
+    found = weighted_residuals(model, read, {each: token_weights(read, each) for each in positions}, batch_tokens)
+    for acts in found.values():
+        _check_finite(acts.isfinite().all(-1), texts)
+    return found
+
+
+def weighted_residuals(
+    model: TransformerBridge,
+    read: Tokens,
+    weights: Mapping[Hashable, Float[Tensor, "prompt pos"]],
+    batch_tokens: int | None = None,
+) -> dict[Hashable, Float[Tensor, "prompt depth d_model"]]:
+    """The residual stream at every depth averaged over tokens by each of these weights, in float32 on the CPU.
+
+    Each row of a weight adds up to one and gives nothing to padding. One pass serves all of them.
+    """
+    shape = (len(read.ids), model.cfg.n_layers + 1, model.cfg.d_model)
+    found = {name: torch.empty(shape) for name in weights}
 
     def keep(depth: int, rows: Int[Tensor, "row"], resid: Float[Tensor, "row pos d_model"]) -> None:
         here = rows.to(resid.device), slice(resid.shape[1])
-        for position, weight in weights.items():
-            found[position][rows, depth] = (weight[here][:, None] @ resid.float())[:, 0].cpu()
+        for name, weight in weights.items():
+            found[name][rows, depth] = (weight[here][:, None] @ resid.float())[:, 0].cpu()
 
     _read_stream(model, read, keep, batch_tokens)
-    for acts in found.values():
-        _check_finite(acts.isfinite().all(-1), texts)
     return found
 
 
@@ -223,7 +236,7 @@ def _check_finite(finite: Bool[Tensor, "prompt depth"], texts: Sequence[str]) ->
         )
 
 
-def _token_weights(read: Tokens, position: Position) -> Float[Tensor, "prompt pos"]:
+def token_weights(read: Tokens, position: Position) -> Float[Tensor, "prompt pos"]:
     """How much of each token a read-out takes: rows add up to one, position 0 and padding count nothing."""
     if position == "mean":
         inside = read.real.clone()

@@ -87,12 +87,13 @@ def generated(
     seeds: Sequence[int | None] | None = None,
     temperature: float = 1.0,
     use_cache: bool = True,
+    min_tokens: int = 0,
 ) -> list[list[int]]:
     """Token ids that continue each prompt, up to `n_tokens`, cut before the first end-of-text token.
 
     A run without seed is greedy; one with a seed is sampled by Gumbel noise drawn for that seed alone, so it does not
-    depend on the runs beside it, and runs that share a seed share their noise. Raises ValueError when prompt and
-    continuation do not fit the context.
+    depend on the runs beside it, and runs that share a seed share their noise. Among the first `min_tokens` there is no
+    end-of-text token. Raises ValueError when prompt and continuation do not fit the context.
     """
     if n_tokens < 1 or not temperature > 0:
         raise ValueError(f"needs at least one token and a temperature above 0, got {n_tokens=} and {temperature=}")
@@ -111,8 +112,10 @@ def generated(
         for rows in batches(length, 8 * tokens_at_once(model)):
             batch = _left_padded(model, [before[r] for r in rows], room=n_tokens)
             _steer(steering, added, rows, batch, n_tokens)
-            written = _decoded(model, batch, n_tokens, [seeds[r] for r in rows], temperature, use_cache, steering)
-            for row, ids in zip(rows, written.tolist()):
+            drawn = _decoded(
+                model, batch, n_tokens, [seeds[r] for r in rows], temperature, use_cache, steering, min_tokens
+            )
+            for row, ids in zip(rows, drawn.tolist()):
                 end = model.tokenizer.eos_token_id
                 found[row] = ids[: ids.index(end)] if end in ids else ids
             bar.update(len(rows))
@@ -224,7 +227,7 @@ def _scores(
     return [score[: len(row_ids)] for score, row_ids in zip(scores, option)]
 
 
-def _decoded(model, batch, n_tokens, seeds, temperature, use_cache, steering) -> Int[Tensor, "row token"]:
+def _decoded(model, batch, n_tokens, seeds, temperature, use_cache, steering, min_tokens) -> Int[Tensor, "row token"]:
     """The tokens that fill the batch's room, one step at a time."""
     width = batch.ids.shape[1] - n_tokens
     ids, cache, seen = batch.ids, None, 0
@@ -238,6 +241,8 @@ def _decoded(model, batch, n_tokens, seeds, temperature, use_cache, steering) ->
         if use_cache:
             cache, seen = out.past_key_values, end
         logits = out.logits[:, -1].float()
+        if end - width < min_tokens:
+            logits[:, model.tokenizer.eos_token_id] = -torch.inf
         if generators:
             vocab = logits.shape[-1]
             gumbel = torch.stack([torch.rand(vocab, generator=g).log().neg().log().neg() for g in generators])

@@ -109,6 +109,17 @@ def words_only_twin(name: str | None = None, seed: int = 0, device: str | None =
     return _bridge(folder, f"{where.slug}, words only", torch.float32, device, partial(_scrambled, folder, seed))
 
 
+def int8_twin(name: str | None = None, device: str | None = None) -> TransformerBridge:
+    """The model with every matrix of its blocks rounded to 8 bits and restored, each row scaled by its largest weight.
+
+    Computes in float32, so the rounding of the weights is the only difference. (Absmax quantisation, after Dettmers et
+    al. 2022, without their outliers.)
+    """
+    where = source(name)
+    folder = _folder(where)
+    return _bridge(folder, f"{where.slug}, int8", torch.float32, device, partial(_rounded, folder))
+
+
 def uncentred(model: TransformerBridge) -> TransformerBridge:
     """The same model with its raw residual stream."""
     return model.cfg.remade(centre=False)
@@ -138,16 +149,34 @@ def _fresh(folder: Path, seed: int) -> torch.nn.Module:
 
 
 def _scrambled(folder: Path, seed: int) -> torch.nn.Module:
+    generator = torch.Generator().manual_seed(seed)
+
+    def shuffled(weight: torch.Tensor) -> torch.Tensor:
+        return weight.flatten()[torch.randperm(weight.numel(), generator=generator)].view_as(weight)
+
+    return _with_blocks(folder, shuffled)
+
+
+def _rounded(folder: Path) -> torch.nn.Module:
+    def rounded(weight: torch.Tensor) -> torch.Tensor:
+        if weight.ndim < 2:
+            return weight
+        step = weight.abs().amax(-1, keepdim=True).clamp(min=1e-12) / 127
+        return (weight / step).round() * step
+
+    return _with_blocks(folder, rounded)
+
+
+def _with_blocks(folder: Path, changed: Callable[[torch.Tensor], torch.Tensor]) -> torch.nn.Module:
+    """The trained model with every weight inside a block replaced by what `changed` makes of it."""
     with _quietly():
         hf = AutoModelForCausalLM.from_pretrained(
             folder, dtype=torch.float32, attn_implementation="eager", use_safetensors=True
         )
-    generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for key, weight in hf.named_parameters():
             if re.search(r"\.\d+\.", key):  # transformer.h.3.attn...: inside a block
-                shuffled = torch.randperm(weight.numel(), generator=generator)
-                weight.copy_(weight.flatten()[shuffled].view_as(weight))
+                weight.copy_(changed(weight))
     return hf
 
 

@@ -135,7 +135,7 @@ def pairs(path: Path | str = "fear_calm", split: str | None = None) -> pd.DataFr
     repeated pair or text, and an unknown split, naming the row.
     """
     path = DATA / "prompts" / f"{path}.csv" if isinstance(path, str) and not path.endswith(".csv") else Path(path)
-    return _split(checked_pairs(pd.read_csv(path, dtype={"pair": str}), path.name), split, path.name)
+    return of_split(checked_pairs(pd.read_csv(path, dtype={"pair": str}), path.name), split, path.name)
 
 
 def checked_pairs(table: pd.DataFrame, name: str = "the table of pairs") -> pd.DataFrame:
@@ -165,7 +165,7 @@ def dilemmas(split: str | None = None) -> pd.DataFrame:
     Adds `text` (scene, choice, stem), `paraphrased` (the scene in other words), `swapped` (the two options named in
     the other order), and the same without the scene: `no_scene`, `no_scene_swapped`.
     """
-    table = _split(pd.read_csv(DATA / "prompts" / "moral.csv"), split, "moral.csv")
+    table = of_split(pd.read_csv(DATA / "prompts" / "moral.csv"), split, "moral.csv")
     return table.assign(
         text=table.scene + " " + table.choice + " " + table.stem,
         paraphrased=table.paraphrase + " " + table.choice + " " + table.stem,
@@ -185,7 +185,7 @@ def sides(table: pd.DataFrame) -> list[str]:
     return [text for side in SIDES for text in table[side]]
 
 
-def _split(table: pd.DataFrame, split: str | None, name: str) -> pd.DataFrame:
+def of_split(table: pd.DataFrame, split: str | None, name: str) -> pd.DataFrame:
     if split is None:
         return table
     if split not in set(table["split"]):

@@ -72,6 +72,17 @@ def direction_scores(train: Train, test: Test, draws: Resampling) -> Scores:
     return found.gather(-1, draws.picks[None, :, None].expand(*found.shape))
 
 
+def along(
+    direction: Float[Tensor, "d_model"],
+    test: Float[Tensor, "side pair d_model"],
+    generator: Generator,
+    draws: int = CFG.bootstrap_draws,
+) -> Scores:
+    """The test pairs along a direction that is not refitted, at one depth; draws resample the pairs."""
+    picks = torch.cat([torch.arange(test.shape[1])[None], bootstrap_picks(draws, test.shape[1], generator)])
+    return (test @ direction)[:, picks][:, :, None]
+
+
 def word_scores(train: pd.DataFrame, test: pd.DataFrame, draws: Resampling) -> Scores:
     """Log-odds from a logistic regression on word counts; one depth, since a bag of words has none.
 

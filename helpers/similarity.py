@@ -242,7 +242,7 @@ def continuity(
     )
 
 
-def cosine_table(cosines: Float[Tensor, "a b"], labels: Sequence) -> pd.DataFrame:
-    """A square of cosines as rows: feature, other, cosine."""
-    wide = pd.DataFrame(cosines, labels, labels).rename_axis("feature")
+def cosine_table(cosines: Float[Tensor, "a b"], labels: Sequence, what: str = "feature") -> pd.DataFrame:
+    """A square of cosines as rows: feature (or `what` the labels are), other, cosine."""
+    wide = pd.DataFrame(cosines, labels, labels).rename_axis(what)
     return wide.melt(var_name="other", value_name="cosine", ignore_index=False).reset_index()

@@ -1,0 +1,177 @@
+"""How well vectors of emotions read situations on unseen topics, at one depth.
+
+Every reader is fitted on train topics in many draws (see `geometry`), and draw d is tested on picks of the test topics
+of its own. Results of readers given the same draws can be compared draw by draw.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import pandas as pd
+import torch
+from jaxtyping import Float, Int
+from scipy.stats import mannwhitneyu
+from sklearn.feature_extraction.text import CountVectorizer
+from sklearn.linear_model import LogisticRegression
+from torch import Generator, Tensor
+
+from helpers.config import CFG
+from helpers.geometry import Draws, Texts, centred, means, own, resampled, shuffled, without
+from helpers.stats import auroc, bootstrap_picks, centred_interval, interval, permutation_p
+
+Scores = Float[Tensor, "draw topic emotion vector"]  # what each vector reads in the text of each topic and emotion
+AllDepths = Float[Tensor, "topic emotion depth d_model"]
+
+
+@dataclass(frozen=True)
+class Design:
+    """Which texts fit each draw's vectors, and which test topics it is tested on; draw 0 is the data as they are."""
+
+    fit: Draws
+    picks: Int[Tensor, "draw topic"]
+
+
+def bootstrapped(
+    train: int, test: int, emotions: int, generator: Generator, draws: int = CFG.bootstrap_draws
+) -> Design:
+    """The data as they are, then `draws` bootstrap samples of train topics and of test topics."""
+    fit = torch.cat([own(train, emotions), resampled(train, emotions, generator, draws)])
+    return Design(fit, torch.cat([torch.arange(test)[None], bootstrap_picks(draws, test, generator)]))
+
+
+def shuffles(train: int, test: int, emotions: int, generator: Generator, draws: int = CFG.permutation_draws) -> Design:
+    """The data as they are, then `draws` in which the labels of the train texts are dealt out anew within topics."""
+    fit = torch.cat([own(train, emotions), shuffled(train, emotions, generator, draws)])
+    return Design(fit, torch.arange(test).expand(1 + draws, test))
+
+
+def read_by(
+    train: Texts, test: Texts, design: Design, project_out: Float[Tensor, "component d_model"] | None = None
+) -> Scores:
+    """The test texts, from the mean of the train texts, along every emotion's unit vector (`geometry.centred`).
+
+    `project_out` takes these components out of the vectors first.
+    """
+    vectors = centred(means(train, design.fit))
+    if project_out is not None:
+        vectors = without(vectors, project_out)
+    length = vectors.norm(dim=-1, keepdim=True)
+    found = torch.einsum("tkd,nvd->ntkv", test - train.mean((0, 1)), vectors / length.where(length > 0, 1))
+    return found.gather(1, design.picks[:, :, None, None].expand(found.shape[0], -1, *found.shape[2:]))
+
+
+def one_against_rest(scores: Scores) -> Float[Tensor, "draw emotion"]:
+    """AUROC of every vector: its own emotion's texts against all others; chance is 0.5."""
+    emotions, found = scores.shape[-1], []
+    for emotion in range(emotions):
+        others = [other for other in range(emotions) if other != emotion]
+        along = scores[..., emotion]
+        found.append(auroc(along[:, :, emotion], along[:, :, others].flatten(1)))
+    return torch.stack(found, -1)
+
+
+def pairwise_separation(scores: Scores) -> Float[Tensor, "draw"]:
+    """Share of topics and pairs of emotions whose two texts the difference of their two readings puts in order.
+
+    Texts of one topic are compared, so topics play no part. Ties count half; chance is 0.5.
+    """
+    right = scores.diagonal(dim1=2, dim2=3)  # draw, topic, emotion: each text along its own vector
+    ahead = right[..., :, None] + right[..., None, :] - scores - scores.mT
+    emotions = scores.shape[-1]
+    pairs = torch.ones(emotions, emotions, dtype=torch.bool).triu(1)
+    return ahead[..., pairs].sign().add(1).div(2).mean((1, 2))
+
+
+def accuracy(scores: Scores) -> Float[Tensor, "draw"]:
+    """Share of texts in which the own emotion's vector reads most; chance is one over the number of emotions."""
+    own_emotion = torch.arange(scores.shape[-1])
+    return (scores.argmax(-1) == own_emotion).float().mean((1, 2))
+
+
+MEASURES: dict[str, Callable[[Scores], Float[Tensor, "draw"]]] = {
+    "AUROC": lambda scores: one_against_rest(scores).mean(-1),
+    "pairwise separation": pairwise_separation,
+    "accuracy": accuracy,
+}
+
+
+def over_depth(
+    train: AllDepths, test: AllDepths, design: Design, measures: Sequence[str] = ("AUROC",)
+) -> dict[str, Float[Tensor, "draw depth"]]:
+    """Each measure in every draw at every depth."""
+    found: dict[str, list[Tensor]] = {name: [] for name in measures}
+    for depth in range(train.shape[2]):
+        scores = read_by(train[:, :, depth], test[:, :, depth], design)
+        for name in measures:
+            found[name].append(MEASURES[name](scores))
+    return {name: torch.stack(drawn, -1) for name, drawn in found.items()}
+
+
+def curve(drawn: Float[Tensor, "draw depth"], null: bool = False) -> pd.DataFrame:
+    """A line over depth with its band: depth, value, low, high.
+
+    Of bootstrap draws, draw 0 and `stats.centred_interval`; of shuffled labels (`null`), median and quantiles of the
+    draws after it.
+    """
+    low, high = interval(drawn[1:], CFG.confidence) if null else centred_interval(drawn[0], drawn[1:], CFG.confidence)
+    value = drawn[1:].quantile(0.5, 0) if null else drawn[0]
+    numbers = {"value": value.tolist(), "low": low.tolist(), "high": high.tolist()}
+    return pd.DataFrame({"depth": range(len(value)), **numbers})
+
+
+def p_over_depths(drawn: Float[Tensor, "draw depth"]) -> tuple[float, int]:
+    """p of the best depth against the best depth of each shuffled draw (Westfall & Young 1993), and that depth."""
+    best = int(drawn[0].argmax())
+    return permutation_p(drawn[0, best][None], drawn[1:].amax(-1)[:, None])[0].item(), best
+
+
+def difference(ours: Float[Tensor, "draw emotion"], theirs: Float[Tensor, "draw emotion"]) -> dict[str, float]:
+    """Two readers' AUROCs over emotions compared: gap of the means with its interval, and as published.
+
+    `superiority` is the chance that a random emotion has a higher AUROC with us than another with them (Mann-Whitney's
+    U over its largest value; 0.5 is no difference), with an interval; `p` the two-sided Mann-Whitney test as published,
+    which takes the emotions for independent and the two readers for unrelated.
+    """
+    gap = (ours - theirs).mean(-1)
+    superior = auroc(ours, theirs)
+    found = {"gap": gap, "superiority": superior}
+    table = {}
+    for name, drawn in found.items():
+        low, high = centred_interval(drawn[0], drawn[1:], CFG.confidence)
+        table |= {name: drawn[0].item(), f"{name}_low": low.item(), f"{name}_high": high.item()}
+    return table | {"p": float(mannwhitneyu(ours[0].numpy(), theirs[0].numpy()).pvalue)}
+
+
+def confusion(scores: Scores, names: Sequence[str]) -> pd.DataFrame:
+    """How often each vector reads most in each emotion's texts (draw 0): emotion, read as, share of topics."""
+    strongest = torch.nn.functional.one_hot(scores[0].argmax(-1), scores.shape[-1]).float().mean(0)
+    rows = [
+        (emotion, other, strongest[i, j].item()) for i, emotion in enumerate(names) for j, other in enumerate(names)
+    ]
+    return pd.DataFrame(rows, columns=["emotion", "read as", "share"])
+
+
+def bag_of_words(train: pd.DataFrame, test: pd.DataFrame, names: Sequence[str]) -> Scores:
+    """One draw of readings by a logistic regression on word counts: what the words alone tell, without any model.
+
+    Log-odds of every emotion; tables have the columns topic, emotion, text, as `emotions.situations`.
+    """
+    vectorizer = CountVectorizer(token_pattern=r"[\w']+")
+    fitted = LogisticRegression(max_iter=1000).fit(vectorizer.fit_transform(train["text"]), train["emotion"])
+    scores = torch.tensor(fitted.decision_function(vectorizer.transform(test["text"])), dtype=torch.float32)
+    return scores[:, [list(fitted.classes_).index(name) for name in names]].unflatten(0, (-1, len(names)))[None]
+
+
+def chosen(
+    train: Mapping[str, AllDepths], validation: Mapping[str, AllDepths], depths: Sequence[int] | None = None
+) -> pd.DataFrame:
+    """AUROC on the validation topics of every read-out at every depth, best first: read-out, depth, AUROC."""
+    rows = []
+    for name, acts in train.items():
+        topics, emotions, every = acts.shape[:3]
+        design = Design(own(topics, emotions), torch.arange(len(validation[name]))[None])
+        for depth in range(every) if depths is None else depths:
+            scores = read_by(acts[:, :, depth], validation[name][:, :, depth], design)
+            rows.append((name, depth, one_against_rest(scores).mean().item()))
+    table = pd.DataFrame(rows, columns=["read-out", "depth", "AUROC"])
+    return table.sort_values("AUROC", ascending=False, kind="stable", ignore_index=True)

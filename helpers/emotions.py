@@ -1,0 +1,104 @@
+"""The emotions: their human norms, the words that name them, situations that call for them, openings of stories.
+
+Situations never name an emotion. There is one for every topic and emotion, always in the same order, so activations of
+a table of them can be stacked topic by emotion (`stacked`).
+"""
+
+from functools import cache
+
+import pandas as pd
+from jaxtyping import Float
+from torch import Tensor
+
+from helpers.config import DATA
+from helpers.prompts import of_split
+
+NEUTRAL = "neutral"
+
+
+@cache
+def _norms() -> pd.DataFrame:
+    return pd.read_csv(DATA / "emotions.csv")
+
+
+def norms() -> pd.DataFrame:
+    """One row per emotion: emotion, valence and arousal (1 to 9, mean human ratings), their SDs and numbers of raters.
+
+    (Warriner, Kuperman & Brysbaert 2013; the column lemma holds the entry that was rated.)
+    """
+    return _norms().copy()
+
+
+def names() -> list[str]:
+    """The emotions as adjectives, in the order of every table and tensor."""
+    return _norms()["emotion"].tolist()
+
+
+def synonyms() -> dict[str, set[str]]:
+    """The words that name each emotion, itself included, in every form (data/lexicons/emotion_synonyms.csv)."""
+    table = pd.read_csv(DATA / "lexicons" / "emotion_synonyms.csv")
+    return {emotion: set(table.loc[table["emotion"] == emotion, "word"]) for emotion in names()}
+
+
+def situations(split: str | None = None) -> pd.DataFrame:
+    """One situation per topic and emotion: topic, split, emotion, text; topics in turn, emotions in `names` order."""
+    table = _situations(split)
+    return table[table["emotion"] != NEUTRAL].reset_index(drop=True)
+
+
+def neutral_situations(split: str | None = None) -> list[str]:
+    """Texts on the same topics in which nobody has reason to be moved, two per topic."""
+    table = _situations(split)
+    return table.loc[table["emotion"] == NEUTRAL, "text"].tolist()
+
+
+def openings(samples: int = 1) -> pd.DataFrame:
+    """Openings of stories that name an emotion: topic, emotion, text, seed; topic after topic, emotions in order.
+
+    The topics are those of the training situations. Each opening comes `samples` times; a seed belongs to a topic and
+    sample, so emotions share it and differ by their openings alone.
+    """
+    rows = [
+        (frame.topic, emotion, frame.emotional.replace("{emotion}", emotion), number * samples + sample)
+        for number, frame in enumerate(_openings().itertuples())
+        for emotion in names()
+        for sample in range(samples)
+    ]
+    return pd.DataFrame(rows, columns=["topic", "emotion", "text", "seed"])
+
+
+def neutral_openings(samples: int = 1) -> pd.DataFrame:
+    """The same openings without any emotion: topic, emotion ("neutral"), text, seed."""
+    rows = [
+        (frame.topic, NEUTRAL, frame.neutral, number * samples + sample)
+        for number, frame in enumerate(_openings().itertuples())
+        for sample in range(samples)
+    ]
+    return pd.DataFrame(rows, columns=["topic", "emotion", "text", "seed"])
+
+
+def stacked(
+    acts: Float[Tensor, "text *depth d_model"], table: pd.DataFrame
+) -> Float[Tensor, "topic emotion *depth d_model"]:
+    """Activations of a table's texts as topic by emotion; several texts of the same topic and emotion are averaged.
+
+    Raises ValueError unless the table goes through the emotions in `names` order, topic after topic, with as many texts
+    of each.
+    """
+    runs = table.groupby(["topic", "emotion"], sort=False).size()
+    topics = runs.index.unique("topic")
+    if not (
+        runs.index.equals(pd.MultiIndex.from_product([topics, names()], names=["topic", "emotion"]))
+        and runs.nunique() == 1
+        and list(zip(table["topic"], table["emotion"])) == [pair for pair, n in runs.items() for _ in range(n)]
+    ):
+        raise ValueError("the table must hold every emotion of every topic in order, as `situations` does")
+    return acts.unflatten(0, (len(topics), len(names()), runs.iloc[0])).mean(2)
+
+
+def _situations(split: str | None) -> pd.DataFrame:
+    return of_split(pd.read_csv(DATA / "prompts" / "situations.csv"), split, "situations.csv")
+
+
+def _openings() -> pd.DataFrame:
+    return pd.read_csv(DATA / "prompts" / "story_openings.csv")
