@@ -16,11 +16,10 @@ from sklearn.linear_model import LogisticRegression
 from torch import Generator, Tensor
 
 from helpers.config import CFG
-from helpers.geometry import Draws, Texts, centred, means, own, resampled, shuffled, without
+from helpers.geometry import AllDepths, Draws, Texts, centred, means, own, resampled, shuffled, without
 from helpers.stats import auroc, bootstrap_picks, centred_interval, interval, permutation_p
 
 Scores = Float[Tensor, "draw topic emotion vector"]  # what each vector reads in the text of each topic and emotion
-AllDepths = Float[Tensor, "topic emotion depth d_model"]
 
 
 @dataclass(frozen=True)
@@ -46,18 +45,23 @@ def shuffles(train: int, test: int, emotions: int, generator: Generator, draws: 
 
 
 def read_by(
-    train: Texts, test: Texts, design: Design, project_out: Float[Tensor, "component d_model"] | None = None
+    train: Texts,
+    test: Texts,
+    design: Design,
+    project_out: Float[Tensor, "component d_model"] | None = None,
+    neutral: Float[Tensor, "d_model"] | None = None,
 ) -> Scores:
     """The test texts, from the mean of the train texts, along every emotion's unit vector (`geometry.centred`).
 
-    `project_out` takes these components out of the vectors first.
+    `project_out` takes these components out of the vectors first. With `neutral` a vector is mean minus this instead.
     """
-    vectors = centred(means(train, design.fit))
+    vectors = means(train, design.fit)
+    vectors = centred(vectors) if neutral is None else vectors - neutral
     if project_out is not None:
         vectors = without(vectors, project_out)
     length = vectors.norm(dim=-1, keepdim=True)
     found = torch.einsum("tkd,nvd->ntkv", test - train.mean((0, 1)), vectors / length.where(length > 0, 1))
-    return found.gather(1, design.picks[:, :, None, None].expand(found.shape[0], -1, *found.shape[2:]))
+    return _picked(found, design.picks)
 
 
 def one_against_rest(scores: Scores) -> Float[Tensor, "draw emotion"]:
@@ -119,6 +123,22 @@ def curve(drawn: Float[Tensor, "draw depth"], null: bool = False) -> pd.DataFram
     return pd.DataFrame({"depth": range(len(value)), **numbers})
 
 
+def line(values: Float[Tensor, "depth"]) -> pd.DataFrame:
+    """A line over depth without a band, as `curve` gives one with."""
+    table = pd.DataFrame({"depth": range(len(values)), "value": values.tolist()})
+    return table.assign(low=float("nan"), high=float("nan"))
+
+
+def judged(readers: Mapping[str, Scores], kind: str = "result", null: bool = False) -> pd.DataFrame:
+    """AUROC and pairwise separation of several readers as `plots.forest` takes them; intervals as in `curve`."""
+    tables = []
+    for name, scores in readers.items():
+        for statistic in ("AUROC", "pairwise separation"):
+            row = curve(MEASURES[statistic](scores)[:, None], null).drop(columns="depth")
+            tables.append(row.assign(condition=name, statistic=statistic, kind=kind))
+    return pd.concat(tables, ignore_index=True)
+
+
 def p_over_depths(drawn: Float[Tensor, "draw depth"]) -> tuple[float, int]:
     """p of the best depth against the best depth of each shuffled draw (Westfall & Young 1993), and that depth."""
     best = int(drawn[0].argmax())
@@ -132,14 +152,28 @@ def difference(ours: Float[Tensor, "draw emotion"], theirs: Float[Tensor, "draw 
     U over its largest value; 0.5 is no difference), with an interval; `p` the two-sided Mann-Whitney test as published,
     which takes the emotions for independent and the two readers for unrelated.
     """
-    gap = (ours - theirs).mean(-1)
-    superior = auroc(ours, theirs)
-    found = {"gap": gap, "superiority": superior}
     table = {}
-    for name, drawn in found.items():
-        low, high = centred_interval(drawn[0], drawn[1:], CFG.confidence)
-        table |= {name: drawn[0].item(), f"{name}_low": low.item(), f"{name}_high": high.item()}
+    for name, drawn, least in (("gap", (ours - theirs).mean(-1), -1), ("superiority", auroc(ours, theirs), 0)):
+        ends = centred_interval(drawn[0], drawn[1:], CFG.confidence)
+        low, high = (end.clamp(least, 1).item() for end in ends)
+        table |= {name: drawn[0].item(), f"{name}_low": low, f"{name}_high": high}
     return table | {"p": float(mannwhitneyu(ours[0].numpy(), theirs[0].numpy()).pvalue)}
+
+
+def gaps(
+    settings: Mapping[str, tuple[Texts, Texts, Texts]], design: Design
+) -> tuple[pd.DataFrame, Float[Tensor, "setting draw"]]:
+    """AUROC of two ways of extraction and the gap between them under every setting, as a table and the gaps by draw.
+
+    A setting is the train texts of the first way (comprehension), those of the second (generation), and the test texts.
+    """
+    rows, found = [], []
+    for setting, (given, written, test) in settings.items():
+        comprehension, generation = (MEASURES["AUROC"](read_by(train, test, design)) for train in (given, written))
+        found.append(generation - comprehension)
+        drawn = {"comprehension": comprehension, "generation": generation, "gap": found[-1]}
+        rows += [curve(each[:, None]).assign(setting=setting, statistic=name) for name, each in drawn.items()]
+    return pd.concat(rows, ignore_index=True), torch.stack(found)
 
 
 def confusion(scores: Scores, names: Sequence[str]) -> pd.DataFrame:
@@ -151,27 +185,35 @@ def confusion(scores: Scores, names: Sequence[str]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["emotion", "read as", "share"])
 
 
-def bag_of_words(train: pd.DataFrame, test: pd.DataFrame, names: Sequence[str]) -> Scores:
-    """One draw of readings by a logistic regression on word counts: what the words alone tell, without any model.
+def bag_of_words(train: pd.DataFrame, test: pd.DataFrame, names: Sequence[str], design: Design | None = None) -> Scores:
+    """Readings by a logistic regression on word counts: what the words alone tell, without any model.
 
-    Log-odds of every emotion; tables have the columns topic, emotion, text, as `emotions.situations`.
+    Log-odds of every emotion; tables have the columns topic, emotion, text, as `emotions.situations`. One draw, or with
+    a design its picks of the test topics (it is not fitted anew).
     """
     vectorizer = CountVectorizer(token_pattern=r"[\w']+")
     fitted = LogisticRegression(max_iter=1000).fit(vectorizer.fit_transform(train["text"]), train["emotion"])
     scores = torch.tensor(fitted.decision_function(vectorizer.transform(test["text"])), dtype=torch.float32)
-    return scores[:, [list(fitted.classes_).index(name) for name in names]].unflatten(0, (-1, len(names)))[None]
+    found = scores[:, [list(fitted.classes_).index(name) for name in names]].unflatten(0, (-1, len(names)))[None]
+    return found if design is None else _picked(found.expand(len(design.picks), -1, -1, -1), design.picks)
 
 
-def chosen(
-    train: Mapping[str, AllDepths], validation: Mapping[str, AllDepths], depths: Sequence[int] | None = None
-) -> pd.DataFrame:
-    """AUROC on the validation topics of every read-out at every depth, best first: read-out, depth, AUROC."""
+def chosen(train: Mapping[tuple[str, str, str], AllDepths], validation: Mapping[str, AllDepths]) -> pd.DataFrame:
+    """AUROC on the validation topics of every way to vectors at every depth, best first.
+
+    `train` holds the texts that vectors are fitted on by way, read-out and the position at which the validation texts
+    are read; `validation` these texts by position. Columns way, read-out, texts at, depth, AUROC.
+    """
     rows = []
-    for name, acts in train.items():
-        topics, emotions, every = acts.shape[:3]
-        design = Design(own(topics, emotions), torch.arange(len(validation[name]))[None])
-        for depth in range(every) if depths is None else depths:
-            scores = read_by(acts[:, :, depth], validation[name][:, :, depth], design)
-            rows.append((name, depth, one_against_rest(scores).mean().item()))
-    table = pd.DataFrame(rows, columns=["read-out", "depth", "AUROC"])
+    for (way, readout, position), acts in train.items():
+        texts = validation[position]
+        once = Design(own(*acts.shape[:2]), torch.arange(len(texts))[None])
+        drawn = over_depth(acts, texts, once)["AUROC"][0].tolist()
+        rows += [(way, readout, position, depth, auroc) for depth, auroc in enumerate(drawn)]
+    table = pd.DataFrame(rows, columns=["way", "read-out", "texts at", "depth", "AUROC"])
     return table.sort_values("AUROC", ascending=False, kind="stable", ignore_index=True)
+
+
+def _picked(scores: Scores, picks: Int[Tensor, "draw topic"]) -> Scores:
+    """Each draw's scores at the test topics that it picks."""
+    return scores.gather(1, picks[:, :, None, None].expand(-1, -1, *scores.shape[2:]))

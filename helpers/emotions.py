@@ -40,6 +40,16 @@ def synonyms() -> dict[str, set[str]]:
     return {emotion: set(table.loc[table["emotion"] == emotion, "word"]) for emotion in names()}
 
 
+def naming(lens: pd.DataFrame) -> dict[str, bool]:
+    """Whether each emotion's vector raises a word of its own among its top tokens.
+
+    `lens` is the table of `directions.logit_lens` for one vector per emotion, whose place in `names` is its depth.
+    """
+    raised = lens[lens["side"] == "raised"]
+    words = raised["token"].str.strip().str.lower()
+    return {name: bool(words[raised["depth"] == i].isin(synonyms()[name]).any()) for i, name in enumerate(names())}
+
+
 def situations(split: str | None = None) -> pd.DataFrame:
     """One situation per topic and emotion: topic, split, emotion, text; topics in turn, emotions in `names` order."""
     table = _situations(split)

@@ -84,7 +84,9 @@ def opening_alone(model: TransformerBridge, openings: Sequence[str]) -> Readouts
     return weighted_residuals(model, read, {"opening": _span(read, read.length - 1, read.length - 1)})
 
 
-def reread(model: TransformerBridge, stories: Stories, skip: Sequence[int] = (0,)) -> Readouts:
+def reread(
+    model: TransformerBridge, stories: Stories, skip: Sequence[int] = (0,), cuts: Sequence[int] = ()
+) -> Readouts:
     """What was written, read again without its opening: what is left when the emotion's name is gone.
 
     Named like `while_writing`.
@@ -93,7 +95,7 @@ def reread(model: TransformerBridge, stories: Stories, skip: Sequence[int] = (0,
     ids = torch.tensor([[first, *story] for story in stories.written], device=stories.read.ids.device)
     length = torch.full((len(ids),), ids.shape[1], device=ids.device)
     alone = Stories(_unpunctuated(ids, length), torch.ones_like(length), stories.written)
-    return while_writing(model, alone, skip)
+    return while_writing(model, alone, skip, cuts)
 
 
 def _unpunctuated(ids: Int[Tensor, "text pos"], length: Int[Tensor, "text"]) -> Tokens:

@@ -5,17 +5,22 @@ weight on every text: its own texts (`own`), its own texts of resampled topics (
 random emotions of the same topic (`shuffled`). What a draw yields is fitted anew from these weights.
 """
 
+from collections.abc import Mapping, Sequence
+
+import pandas as pd
 import torch
 from jaxtyping import Bool, Float
 from scipy.cluster.hierarchy import leaves_list, linkage, optimal_leaf_ordering
 from scipy.spatial.distance import squareform
 from torch import Generator, Tensor
 
-from helpers.stats import bootstrap_picks, counts
+from helpers.config import CFG
+from helpers.stats import bootstrap_picks, correlation, counts, permutation_p
 
 Texts = Float[Tensor, "topic emotion d_model"]
 Draws = Float[Tensor, "draw emotion text"]
 Vectors = Float[Tensor, "*draw emotion d_model"]
+AllDepths = Float[Tensor, "topic emotion depth d_model"]
 
 
 def own(topics: int, emotions: int) -> Draws:
@@ -114,11 +119,65 @@ def towards(
     return first * sign.where(sign != 0, 1)
 
 
+def placed(
+    vectors: Float[Tensor, "emotion d_model"],
+    human: pd.DataFrame,
+    own: Mapping[str, Float[Tensor, "d_model"]] | None = None,
+) -> pd.DataFrame:
+    """Emotions on the first two components, turned towards valence and arousal, as `geometry_plots.emotion_map` wants.
+
+    `human` is the table of `emotions.norms`. Vectors of one's `own` lie where the same two components put them, without
+    a valence. Columns emotion, x, y, valence, xlabel, ylabel.
+    """
+    vectors = centred(vectors)
+    scores, shares = components(vectors)
+    scores = towards(scores, torch.tensor(human[["valence", "arousal"]].to_numpy(), dtype=torch.float32))
+    axes = vectors.T @ (scores / scores.pow(2).sum(0))
+    table = pd.DataFrame(
+        {"emotion": human["emotion"], "x": scores[:, 0].numpy(), "y": scores[:, 1].numpy(), "valence": human["valence"]}
+    )
+    added = [(name, *(vector @ axes).tolist(), float("nan")) for name, vector in (own or {}).items()]
+    table = pd.concat([table, pd.DataFrame(added, columns=table.columns)], ignore_index=True) if added else table
+    labels = {f"{axis}label": f"PC{i + 1} ({shares[i]:.0%} of variance)" for i, axis in enumerate("xy")}
+    return table.assign(**labels)
+
+
+def neighbours(
+    vectors: Float[Tensor, "emotion d_model"], vector: Float[Tensor, "d_model"], names: Sequence[str]
+) -> pd.DataFrame:
+    """Every emotion's cosine with a vector, nearest first: emotion, cosine."""
+    alike = cosine_matrix(torch.cat([vector[None], vectors]))[0, 1:]
+    table = pd.DataFrame({"emotion": list(names), "cosine": alike.tolist()})
+    return table.sort_values("cosine", ascending=False, ignore_index=True)
+
+
+def rated(
+    vectors: Float[Tensor, "emotion d_model"], human: pd.DataFrame, count: int, generator: Generator
+) -> pd.DataFrame:
+    """How each of the first components goes with human ratings: component, share, rating, r, low, high, null, p.
+
+    `human` has one column per rating. r is without sign, its interval a bootstrap over emotions; `null` is the 95th
+    percentile when ratings are dealt out to the emotions at random, and p the share of these at or above r.
+    """
+    scores, shares = components(vectors)
+    order = torch.rand(CFG.permutation_draws, len(scores), generator=generator).argsort(-1)
+    rows = []
+    for rating in human:
+        rated = torch.tensor(human[rating].to_numpy(), dtype=torch.float32)
+        for component in range(count):
+            along = scores[:, component]
+            r, low, high = correlation(along, rated, generator, CFG.bootstrap_draws, CFG.confidence)
+            low, high = (low, high) if r >= 0 else (-high, -low)
+            null = pearson(along, rated[order]).abs()
+            p = permutation_p(torch.tensor(abs(r)), null).item()
+            limit = null.quantile(0.95).item()
+            rows.append((component + 1, shares[component].item(), rating, abs(r), low, high, limit, p))
+    return pd.DataFrame(rows, columns=["component", "share", "rating", "r", "low", "high", "null", "p"])
+
+
 def pearson(x: Float[Tensor, "*any row"], y: Float[Tensor, "*other row"]) -> Float[Tensor, "*both"]:
     """Pearson's r over the last axis; 0 where one side does not vary."""
-    x, y = (each.double() - each.double().mean(-1, keepdim=True) for each in (x, y))
-    size = x.norm(dim=-1) * y.norm(dim=-1)
-    return ((x * y).sum(-1) / size.where(size > 0, 1)).float()
+    return (_standardised(x) * _standardised(y)).sum(-1).float()
 
 
 def similarity_of_geometries(
@@ -128,7 +187,7 @@ def similarity_of_geometries(
 
     Representational similarity analysis (Kriegeskorte, Mur & Bandettini 2008).
     """
-    return pearson(a[..., :, None, :], b[..., None, :, :])
+    return (_standardised(a) @ _standardised(b).mT).float()
 
 
 def off_diagonal_mean(matrix: Float[Tensor, "*draw depth depth"]) -> Float[Tensor, "*draw"]:
@@ -136,21 +195,42 @@ def off_diagonal_mean(matrix: Float[Tensor, "*draw depth depth"]) -> Float[Tenso
     return matrix[..., ~torch.eye(matrix.shape[-1], dtype=torch.bool)].mean(-1)
 
 
-def quadratic(
-    depth: Float[Tensor, "depth"], curve: Float[Tensor, "*draw depth"]
-) -> tuple[Float[Tensor, "*draw"], Float[Tensor, "*draw"]]:
-    """Curvature (the coefficient of depth^2) of a least-squares parabola, and where in the depths' range it is lowest.
+def cosine_curves(
+    acts: AllDepths, neutral: Float[Tensor, "text depth d_model"], draws: Draws
+) -> dict[str, Float[Tensor, "draw depth"]]:
+    """Mean pairwise cosine at every depth of "raw", "minus neutral" and "centred" vectors, in every draw."""
+    found: dict[str, list[Tensor]] = {"raw": [], "minus neutral": [], "centred": []}
+    for depth in range(acts.shape[2]):
+        raw = means(acts[:, :, depth], draws)
+        for name, vectors in (
+            ("raw", raw),
+            ("minus neutral", raw - neutral[:, depth].mean(0)),
+            ("centred", centred(raw)),
+        ):
+            found[name].append(mean_pairwise_cosine(vectors))
+    return {name: torch.stack(drawn, -1) for name, drawn in found.items()}
 
-    A parabola that opens downwards is lowest at one of the ends.
+
+def geometries(acts: AllDepths, draws: Draws) -> Float[Tensor, "draw depth pair"]:
+    """Cosines of all pairs of centred vectors at every depth, in every draw."""
+    return torch.stack([pairs_of(cosine_matrix(centred(means(acts[:, :, d], draws)))) for d in range(acts.shape[2])], 1)
+
+
+def quadratic(
+    depth: Float[Tensor, "depth"], curves: Float[Tensor, "draw depth"]
+) -> tuple[Float[Tensor, "draw coefficient"], Float[Tensor, "draw"]]:
+    """Square, linear and constant coefficient of each curve's least-squares parabola, and where that is lowest.
+
+    Within the range of the depths: a parabola that opens downwards is lowest at one of the ends.
     """
     design = torch.stack([depth**2, depth, torch.ones_like(depth)], -1).double()
-    fit = torch.linalg.lstsq(design, curve.double().mT if curve.ndim > 1 else curve.double()[:, None]).solution
-    low, high = depth.min().item(), depth.max().item()
-    ends = torch.stack([_parabola(fit, low), _parabola(fit, high)])
-    end = torch.where(ends[0] <= ends[1], low, high)
-    vertex = (-fit[1] / (2 * fit[0])).clamp(low, high)
-    lowest = torch.where(fit[0] > 0, vertex, end)
-    return (fit[0].float(), lowest.float()) if curve.ndim > 1 else (fit[0, 0].float(), lowest[0].float())
+    fit = torch.linalg.lstsq(design, curves.double().T).solution.T
+    ends = torch.stack([depth.min(), depth.max()]).double()
+    turn = (-fit[:, 1] / (2 * fit[:, 0])).clamp(*ends.tolist())
+    candidates = torch.cat([ends.expand(len(fit), 2), turn[:, None]], 1)
+    height = fit[:, :1] * candidates**2 + fit[:, 1:2] * candidates + fit[:, 2:]
+    lowest = candidates.gather(1, height.argmin(1, keepdim=True))[:, 0]
+    return fit.float(), lowest.float()
 
 
 def clustered(matrix: Float[Tensor, "emotion emotion"]) -> list[int]:
@@ -159,13 +239,29 @@ def clustered(matrix: Float[Tensor, "emotion emotion"]) -> list[int]:
     return leaves_list(optimal_leaf_ordering(linkage(distance, "average"), distance)).tolist()
 
 
+def ordered(vectors: Float[Tensor, "emotion d_model"], names: Sequence[str]) -> pd.DataFrame:
+    """Cosines of the vectors as rows, similar emotions together: emotion, other, cosine."""
+    matrix = cosine_matrix(vectors)
+    order = clustered(matrix)
+    return square([names[i] for i in order], matrix[order][:, order], ("emotion", "other", "cosine"))
+
+
+def square(labels: Sequence, values: Float[Tensor, "a a"], columns: tuple[str, str, str]) -> pd.DataFrame:
+    """A square matrix as rows, with these names for its rows, columns and values."""
+    wide = pd.DataFrame(values.tolist(), labels, labels).rename_axis(columns[0])
+    return wide.melt(var_name=columns[1], value_name=columns[2], ignore_index=False).reset_index()
+
+
 def _of_topics(weights: Float[Tensor, "draw topic"], emotions: int) -> Draws:
     return torch.einsum("nt,ek->netk", weights, torch.eye(emotions)).flatten(2)
 
 
+def _standardised(values: Float[Tensor, "*any row"]) -> Float[Tensor, "*any row"]:
+    """Minus the mean, at length 1; zero where nothing varies, rounding apart."""
+    away = values.double() - values.double().mean(-1, keepdim=True)
+    length = away.norm(dim=-1, keepdim=True)
+    return away / length.where(length > 1e-12, torch.inf)
+
+
 def _upper(size: int) -> Bool[Tensor, "row column"]:
     return torch.ones(size, size, dtype=torch.bool).triu(1)
-
-
-def _parabola(fit: Float[Tensor, "coefficient draw"], x: float) -> Float[Tensor, "draw"]:
-    return fit[0] * x**2 + fit[1] * x + fit[2]

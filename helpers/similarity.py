@@ -20,6 +20,7 @@ from helpers.activations import at_positions, progress
 from helpers.config import CFG
 from helpers.directions import unit
 from helpers.features import encoded, on_passages, top
+from helpers.geometry import square
 from helpers.prompts import word_positions
 from helpers.saes import checked_features, decoder_rows, load_sae
 from helpers.specificity import difference_interval
@@ -242,7 +243,6 @@ def continuity(
     )
 
 
-def cosine_table(cosines: Float[Tensor, "a b"], labels: Sequence, what: str = "feature") -> pd.DataFrame:
-    """A square of cosines as rows: feature (or `what` the labels are), other, cosine."""
-    wide = pd.DataFrame(cosines, labels, labels).rename_axis(what)
-    return wide.melt(var_name="other", value_name="cosine", ignore_index=False).reset_index()
+def cosine_table(cosines: Float[Tensor, "a a"], labels: Sequence) -> pd.DataFrame:
+    """A square of cosines as rows: feature, other, cosine."""
+    return square(labels, cosines, ("feature", "other", "cosine"))

@@ -24,6 +24,7 @@ from helpers.activations import (
     residuals,
     site,
     token_residuals,
+    weighted_residuals,
 )
 from helpers.models import is_centred, load_model
 from helpers.prompts import tokens
@@ -163,6 +164,22 @@ def test_tokens_do_not_depend_on_the_texts_read_with_them(any_model, batch_token
     parts = every_token(any_model, TEXTS[::-1]).split((tokens(any_model, TEXTS[::-1]).length - 1).tolist())
     assert_close(torch.cat(parts[::-1]), whole)
     assert_close(at_positions(any_model, TEXTS[::-1], ENDS.flip(0)).flip(0), rows)
+
+
+@pytest.mark.parametrize("batch_tokens", [1, 30, None])
+def test_weighted_residuals_are_weighted_sums_of_each_texts_tokens(any_model, generator, batch_tokens):
+    """By hand; whatever the weights are called, and position 0 included where a weight names it."""
+    read = tokens(any_model, TEXTS)
+    drawn = torch.rand(read.ids.shape, generator=generator) * read.real
+    weights = {0: drawn / drawn.sum(-1, keepdim=True), ("a", "pair"): drawn.cumsum(-1) * read.real}
+    weights["first"] = torch.eye(read.ids.shape[1])[0].expand(read.ids.shape)
+    found = weighted_residuals(any_model, read, weights, batch_tokens)
+    assert list(found) == list(weights)
+    for row, text in enumerate(TEXTS):
+        stream = token_residuals(any_model, text)
+        for name, weight in weights.items():
+            by_hand = sum(w * here for w, here in zip(weight[row].tolist(), stream))
+            assert ((found[name][row] - by_hand).norm(dim=-1) <= 1e-5 * by_hand.norm(dim=-1) + 1e-6).all()
 
 
 @pytest.mark.parametrize("depths", [[1, 1], [2, 0, 2]])

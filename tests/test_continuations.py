@@ -167,6 +167,39 @@ def test_a_text_is_cut_before_its_first_end_and_the_others_go_on(
     assert generated(model, PROMPTS[1:2], 8) == cut[1:2]
 
 
+def test_no_end_is_written_among_the_first_tokens_and_then_it_is(model_folder: Callable[[str], Path]):
+    """The model always prefers its end of text: a vector along that token's unembedding is added at the last depth."""
+    for family in ("gpt2", "gemma2"):
+        model = load_model(str(model_folder(family)))  # one of its own, to be given another end
+        unembedding = model.original_model.get_output_embeddings().weight
+        end = int(unembedding.norm(dim=-1).argmax())
+        model.tokenizer.eos_token = model.tokenizer.convert_ids_to_tokens(end)
+        planted = 1000 * unembedding[end] / unembedding[end].norm()
+        added = Added(model.cfg.n_layers, planted.expand(len(PROMPTS), -1))
+        assert generated(model, PROMPTS, 6, added) == generated(model, PROMPTS, 6, added, min_tokens=0) == [[]] * 4
+        for least in (1, 3, 6, 9):
+            texts = generated(model, PROMPTS, 6, added, [None, 1, 2, None], 0.1, min_tokens=least)
+            assert [len(ids) for ids in texts] == [min(least, 6)] * 4
+            assert not any(end in ids for ids in texts)
+
+
+@pytest.mark.parametrize("seeds", [None, [3, 4, 5, 3]], ids=["greedy", "sampled"])
+def test_a_text_with_a_least_length_takes_the_best_token_but_the_end(
+    model_folder: Callable[[str], Path], seeds: list[int] | None
+):
+    """Nothing changes before the end would have come, and what follows reads what was written instead of it."""
+    model = load_model(str(model_folder("gpt2")))
+    whole = generated(model, PROMPTS, 8, seeds=seeds)
+    assert generated(model, PROMPTS, 8, seeds=seeds, min_tokens=8) == whole
+    end = whole[1][3]
+    model.tokenizer.eos_token = model.tokenizer.convert_ids_to_tokens(end)
+    found = generated(model, PROMPTS, 8, seeds=seeds, min_tokens=8)
+    for prompt, ids, before, seed in zip(PROMPTS, found, whole, seeds or [None] * 4):
+        place = before.index(end) if end in before else 8
+        assert len(ids) == 8 and end not in ids and ids[:place] == before[:place]
+        assert ids == _written(model, prompt, 8, seed=seed, never=end)
+
+
 def test_an_empty_continuation_is_refused(model: TransformerBridge):
     for empty in ("", []):
         with pytest.raises(ValueError, match="a continuation is empty"):
@@ -282,11 +315,14 @@ def _written(
     which: str = "both",
     seed: int | None = None,
     temperature: float = 1.0,
+    never: int | None = None,
 ) -> list[int]:
     before = ids = _ids(model, prompt)
     noise = torch.Generator().manual_seed(seed) if seed is not None else None
     for _ in range(n_tokens):
         logits = _logits(model, ids, depth, vector, _where(len(before), len(ids), which))[-1]
+        if never is not None:
+            logits[never] = -torch.inf
         if noise is not None:
             logits = logits / temperature - torch.rand(len(logits), generator=noise).log().neg().log()
         ids = [*ids, int(logits.argmax())]

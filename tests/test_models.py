@@ -1,4 +1,4 @@
-"""Loading by name, from the hub's cache and from folders; what is refused, with its message; the two twins."""
+"""Loading by name, from the hub's cache and from folders; what is refused, with its message; the twins."""
 
 import json
 import re
@@ -18,6 +18,7 @@ from helpers.activations import residuals, token_residuals
 from helpers.config import DATA
 from helpers.models import (
     description,
+    int8_twin,
     is_centred,
     known_models,
     load_model,
@@ -289,7 +290,12 @@ def test_an_incomplete_folder_is_refused(folder, lacking, message):
 
 @pytest.mark.parametrize(
     ("twin", "lacking"),
-    [(untrained_twin, "config.json"), (words_only_twin, "config.json"), (words_only_twin, "model.safetensors")],
+    [
+        (untrained_twin, "config.json"),
+        (words_only_twin, "config.json"),
+        (words_only_twin, "model.safetensors"),
+        (int8_twin, "model.safetensors"),
+    ],
 )
 def test_a_twin_refuses_what_its_model_refuses(folder, twin, lacking):
     (folder / "pytorch_model.bin").write_bytes(b"pickled weights, which are not to be opened")
@@ -348,7 +354,7 @@ def test_a_seed_decides_a_twin(uneven, twin):
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
-@pytest.mark.parametrize("load", [load_model, *TWINS])
+@pytest.mark.parametrize("load", [load_model, int8_twin, *TWINS])
 def test_the_global_seed_is_left_alone(model_folder, family, load):
     before = torch.random.get_rng_state()
     load(str(model_folder(family)))
@@ -388,6 +394,82 @@ def test_the_words_only_twin_shuffles_the_values_of_every_tensor_of_a_block(unev
         shuffled, value = weights(ours)[key].flatten(), weights(trained)[key].flatten()
         assert torch.equal(shuffled.sort().values, value.sort().values), key
         assert not torch.equal(shuffled, value), key
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_the_words_only_twin_of_a_seed_is_the_permutation_that_the_seed_draws(uneven, seed):
+    """Tensor after tensor of the blocks in the order of the model's parameters, by one generator."""
+    generator = torch.Generator().manual_seed(seed)
+    hf = AutoModelForCausalLM.from_pretrained(uneven)
+    ids = torch.arange(20, 40)[None]
+    with torch.no_grad():
+        for key, weight in hf.named_parameters():
+            if in_block(key):
+                weight.view(-1)[:] = weight.flatten()[torch.randperm(weight.numel(), generator=generator)]
+        found = uncentred(words_only_twin(uneven, seed)).original_model(ids).logits
+        assert torch.allclose(found, hf(ids).logits, rtol=1e-4, atol=1e-4)
+        assert not torch.allclose(found, load_model(uneven).original_model(ids).logits, rtol=0.1, atol=0.1)
+
+
+def int8_steps(weight: Tensor) -> Tensor:
+    """A 127th of the largest weight of each row, or of each column where that is what the weights are multiples of."""
+    steps = [weight.abs().amax(dim, keepdim=True) / 127 for dim in (1, 0)]
+    return min(steps, key=lambda step: (weight / step - (weight / step).round()).abs().max())
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama", "bookworm"])
+def test_the_int8_twin_rounds_the_matrices_of_the_blocks_and_nothing_else(model_folder, family):
+    """To whole steps, at most 127 in either direction, and at most half a step from where each weight was."""
+    name = family if family == "bookworm" else str(model_folder(family))
+    ours, trained = weights(uncentred(int8_twin(name))), weights(uncentred(load_model(name)))
+    parts = r"\.attn\.[qkv]\." if family != "llama" else "$^"  # of one tensor, and rounded as such
+    rounded = [key for key in ours if in_block(key) and ours[key].ndim == 2]
+    assert list(ours) == list(trained) and len(ours) > len(rounded) >= 4 * 3
+    for key, weight in ours.items():
+        if key not in rounded:
+            assert torch.equal(weight, trained[key]), key
+        elif not re.search(parts, key):
+            step = int8_steps(weight)
+            levels = (weight / step).round()
+            assert torch.allclose(weight, levels * step, atol=1e-6, rtol=1e-4), key
+            assert levels.abs().max() == 127 and len(levels.unique()) <= 255
+            assert ((trained[key] / step - levels).abs() < 0.501).all(), key
+            assert not torch.equal(weight, trained[key])
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_the_int8_twin_has_one_scale_per_output_in_every_family(model_folder, family):
+    """As in the paper it follows, and in any int8 product: GPT-2 stores its matrices input by output, others turned."""
+    ours = weights(uncentred(int8_twin(str(model_folder(family)))))
+    into = [weight for key, weight in ours.items() if re.search(r"\.(c_fc|up_proj|up)\.", key) and weight.ndim == 2]
+    assert len(into) == 3
+    for weight in into:
+        outputs = weight.T if family == "gpt2" else weight
+        step = outputs.abs().amax(1, keepdim=True) / 127
+        assert torch.allclose(outputs, (outputs / step).round() * step, atol=1e-6, rtol=1e-4)
+
+
+def test_the_int8_twin_says_nearly_what_the_model_says(uneven, bookworm):
+    for trained, name in ((load_model(uneven), uneven), (bookworm, None)):
+        twin, ids = int8_twin(name), tokens(trained, [TEXT]).ids
+        with torch.no_grad():
+            found, expected = twin.original_model(ids).logits, trained.original_model(ids).logits
+        error = (found - expected).pow(2).mean() / expected.var()
+        assert 0 < error < 0.01
+        assert twin.cfg.model_name == f"{slug(name)}, int8" and "int8" in description(twin)
+        assert not any(part.training for part in twin.modules())
+        assert not any(weight.requires_grad for weight in twin.parameters())
+        assert is_centred(twin) == is_centred(trained) and twin.cfg.n_params == trained.cfg.n_params
+
+
+def test_a_row_of_zeros_stays_zero_in_the_int8_twin(folder):
+    stored = load_file(folder / "model.safetensors")
+    stored["transformer.h.1.mlp.c_fc.weight"][3] = 0
+    save_file(stored, folder / "model.safetensors", {"format": "pt"})
+    twin = int8_twin(str(folder))
+    assert all(weight.isfinite().all() for weight in weights(twin).values())
+    (fc,) = (weight for key, weight in weights(twin).items() if ".h.1." in key and "c_fc" in key and weight.ndim == 2)
+    assert torch.equal(fc[3], torch.zeros(len(fc[3]))) or torch.equal(fc[:, 3], torch.zeros(len(fc)))
 
 
 # The raw stream

@@ -1,6 +1,7 @@
 """The prompt sets that tell a situation from its words, the moral prompts, the neutral texts, the judgement lexicon."""
 
 import re
+from collections import Counter
 
 import pandas as pd
 import pytest
@@ -30,7 +31,7 @@ MORAL_COLUMNS = [
     "refrain",
 ]
 NEUTRAL_COLUMNS = ["text_id", "topic", "text", "gpt2_tokens"]
-ROWS = {"reversible": 24, "numeric": 12, "moral": 24, "neutral": 32}
+ROWS = {"reversible": 24, "numeric": 24, "moral": 24, "neutral": 32}
 COLUMNS = {
     "reversible": PAIR_COLUMNS,
     "numeric": PAIR_COLUMNS,
@@ -43,7 +44,8 @@ TEXTS = {
     "moral": ["scene", "paraphrase", "choice", "choice_swapped", "stem", "act", "refrain"],
     "neutral": ["text"],
 }
-NUMBER_WORDS = {"two": 2, "thirty": 30, "forty": 40, "fifty": 50, "sixty": 60, "eighty": 80, "ninety": 90}
+NUMBER_WORDS = {"two": 2, "three": 3, "four": 4, "nine": 9}
+NUMBER_WORDS |= {"thirty": 30, "forty": 40, "fifty": 50, "sixty": 60, "eighty": 80, "ninety": 90}
 LEXICON_SIZES = {"hedging": 43, "direct_action": 61, "negation": 35}
 
 all_sets = pytest.mark.parametrize("name", sorted(ROWS))
@@ -141,15 +143,17 @@ def test_numeric_sides_differ_in_one_number():
         assert one.isdigit() == other.isdigit(), row.pair
 
 
-def test_the_larger_number_is_the_dangerous_one_in_half_of_the_pairs():
-    larger, in_digits = [], []
+def test_the_larger_number_is_the_dangerous_one_in_half_of_the_pairs_in_digits_and_in_words():
+    balance = Counter()
     for row in prompts("numeric").itertuples():
         ((one, other),) = [p for p in zip(row.emotional.split(), row.neutral.split()) if p[0] != p[1]]
-        larger.append(number(one) > number(other))
-        in_digits.append(one.isdigit())
-    assert sum(larger) == 6
-    assert sum(in_digits) == 6
-    assert sum(a and b for a, b in zip(larger, in_digits)) == 3
+        balance["larger" if number(one) > number(other) else "smaller", one.isdigit()] += 1
+    assert balance == {(size, in_digits): 6 for size in ("larger", "smaller") for in_digits in (True, False)}
+
+
+@pair_sets
+def test_every_pair_has_a_topic_of_its_own(name):
+    assert prompts(name)["topic"].is_unique
 
 
 def test_moral_splits():

@@ -14,6 +14,7 @@ from helpers import stats
 from helpers.directions import isotropic, mean_difference, projections
 from helpers.prompts import pairs, sides
 from helpers.separation import (
+    along,
     direction_scores,
     excess,
     null_summary,
@@ -112,6 +113,43 @@ def test_other_draws_of_the_direction_are_fits_on_resampled_pairs(planted, gener
         direction = mean_difference(*train[:, rows])
         expected = torch.stack([projections(side, direction) for side in test[:, draws.picks[draw]]])
         assert torch.allclose(scores[:, draw], expected, atol=1e-5)
+
+
+def test_along_reads_a_given_direction_and_resamples_whole_pairs(generator):
+    direction, test = torch.randn(5, generator=generator), torch.randn(2, 9, 5, generator=generator)
+    scores = along(direction, test, generator, 200)
+    by_hand = torch.tensor([[sum(a * b for a, b in zip(row, direction)) for row in side] for side in test])
+    assert scores.shape == (2, 201, 1, 9)
+    assert torch.allclose(scores[:, 0, 0], by_hand, atol=1e-5)
+    gap = (by_hand[0] - by_hand[1]).tolist()
+    picked = [[gap.index(pytest.approx(g, abs=1e-5)) for g in row.tolist()] for row in (scores[0] - scores[1])[1:, 0]]
+    assert set().union(*picked) == set(range(9)) and len({tuple(row) for row in picked}) == 200
+    counted = torch.bincount(torch.tensor(picked).flatten(), minlength=9)
+    assert counted.tolist() == pytest.approx([200] * 9, rel=0.3)
+
+
+def test_along_finds_a_planted_direction_and_no_other(generator):
+    test = worlds(generator, gap=[4.0], train=0, test=30)[1][:, :, 0]
+    first, second = torch.eye(32)[:2]
+    for direction, low, high in ((first, 0.95, 1), (second, 0.2, 0.8), (-first, 0, 0.05)):
+        found = summary(along(direction, test, generator, 200))
+        assert low <= value(found, "AUROC")[0] <= high
+        assert value(found, "AUROC", "low")[0] <= value(found, "AUROC")[0] <= value(found, "AUROC", "high")[0]
+
+
+def test_along_depends_on_its_generator_alone(generator):
+    direction, test = torch.randn(5, generator=generator), torch.randn(2, 9, 5, generator=generator)
+    first = along(direction, test, Generator().manual_seed(1), 20)
+    torch.manual_seed(3)
+    assert torch.equal(along(direction, test, Generator().manual_seed(1), 20), first)
+    assert not torch.equal(along(direction, test, Generator().manual_seed(2), 20), first)
+
+
+def test_along_refuses_non_finite_activations(generator):
+    test = torch.randn(2, 9, 5, generator=generator)
+    test[1, 3, 2] = float("inf")
+    with pytest.raises(ValueError, match="the test pairs hold non-finite activations: load the model in float32"):
+        along(torch.ones(5), test, generator, 5)
 
 
 def test_random_directions_point_where_the_emotional_train_pairs_lie(planted, generator):
