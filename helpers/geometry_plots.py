@@ -8,11 +8,15 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 from adjustText import adjust_text
+from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.collections import PathCollection
 from matplotlib.figure import Figure
+from pandas.io.formats.style import Styler
+from torch import Tensor
 
-from helpers.plots import CALM, FEAR, GREY, LINES, MARKERS
+from helpers.geometry import neighbours, placed
+from helpers.plots import CALM, FEAR, GREY, LINES, MARKERS, readable, shown
 
 VALENCE = "PuOr_r"  # orange is pleasant
 
@@ -105,7 +109,8 @@ def matrices(
 ) -> Figure:
     """Squares on one colour scale, one per `panel`, up to three in a line; each has its own order of rows and columns.
 
-    A diverging colour map is centred on 0, the diagonal left out of its range; `numbers` are written into the cells.
+    A diverging colour map is centred on 0, the diagonal left out of its range; `numbers` are written into the cells
+    of squares of up to 14.
     """
     panels = list(table["panel"].unique())
     across, side = min(3, len(panels)), table[row].nunique()
@@ -120,11 +125,12 @@ def matrices(
         part = table[table["panel"] == panel]
         grid = part.pivot(index=row, columns=column, values=value).loc[part[row].unique(), part[column].unique()]
         sns.heatmap(
-            grid, ax=ax, cmap=cmap, square=True, annot=numbers, fmt=".2f", annot_kws={"size": 7}, xticklabels=True,
-            yticklabels=True, cbar=False, **limits,
+            grid, ax=ax, cmap=cmap, square=True, annot=numbers and side <= 14, fmt=".2f", annot_kws={"size": 7},
+            xticklabels=True, yticklabels=True, cbar=False, **limits,
         )  # fmt: skip
         ax.set(title=panel, ylabel=row, xlabel=column)
         ax.tick_params(labelsize=8)
+        ax.tick_params(axis="y", rotation=0)
     for ax in axes.flat[len(panels) :]:
         ax.set_axis_off()
     figure.colorbar(axes.flat[0].collections[0], ax=axes, label=value, shrink=0.7 / down)
@@ -176,6 +182,14 @@ def emotion_map(table: pd.DataFrame) -> Figure:
     for ax, panel in zip(axes[0], panels):
         _labels(ax, table[table["panel"] == panel], drawn[panel])
     return figure
+
+
+def landed(
+    vectors: Float[Tensor, "emotion d_model"], human: pd.DataFrame, name: str, own: Float[Tensor, "d_model"]
+) -> Styler:
+    """A map of the emotions with a vector of one's own as a star, shown; and its five nearest emotions by cosine."""
+    shown(emotion_map(placed(vectors, human, {name: own}).assign(panel=name)))
+    return readable(neighbours(vectors, own, human["emotion"].tolist()).head(5))
 
 
 def read_write(table: pd.DataFrame, xlabel: str, ylabel: str) -> Figure:

@@ -3,11 +3,14 @@
 Fear is vermilion and calm is blue in every figure; controls are grey and told apart by line style or marker.
 """
 
+from io import BytesIO
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+import PIL.Image
 import seaborn as sns
-from IPython.display import display
+from IPython.display import Image, display
 from matplotlib.colors import TwoSlopeNorm
 from matplotlib.figure import Figure
 from pandas.io.formats.style import Styler
@@ -25,6 +28,7 @@ EMOTIONS = {
 SIDES = {"emotional": FEAR, "neutral": CALM}
 LINES = ["-", "--", ":", "-.", (0, (5, 1)), (0, (1, 3)), (0, (3, 1, 1, 1))]
 MARKERS = "os^DvPX*"
+WIDEST = 900  # pixels of a figure in a notebook
 
 
 def style() -> None:
@@ -53,7 +57,18 @@ def save(figure: Figure, table: pd.DataFrame, name: str, model: str) -> Figure:
     with replacing(stem.with_suffix(".png")) as picture, replacing(stem.with_suffix(".csv")) as numbers:
         figure.savefig(picture)
         table.assign(model=model).to_csv(numbers, index=False, float_format="%.5g")
-    display(figure)
+    return shown(figure)
+
+
+def shown(figure: Figure) -> Figure:
+    """The figure, displayed once as a picture of 256 colours that is no wider than a notebook shows it.
+
+    Executed notebooks are committed, and this takes less than half of a full picture's bytes.
+    """
+    full, small = BytesIO(), BytesIO()
+    figure.savefig(full, format="png", dpi=min(figure.dpi, WIDEST / figure.get_figwidth()))
+    PIL.Image.open(full).convert("RGB").quantize(256).save(small, "png", optimize=True)
+    display(Image(small.getvalue()))
     plt.close(figure)
     return figure
 

@@ -21,7 +21,7 @@ from nbformat import NotebookNode
 from helpers.claims import VERDICTS
 from helpers.config import DATA, FIGURES, ROOT
 
-MOST_CELLS, MOST_LINES, LONGEST_DEF, LARGEST = 40, 20, 3, 1_000_000
+MOST_CELLS, MOST_LINES, LONGEST_DEF, LARGEST = 50, 20, 3, 1_000_000
 NOTEBOOKS = run.chosen(run.NOTEBOOKS)
 # In prose: thresholds and confidence levels. Beyond these, only what data/claims.csv quotes for this notebook.
 NOT_A_RESULT = {"0.05", "0.1", "0.5", "50 %", "95 %"}

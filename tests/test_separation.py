@@ -124,6 +124,7 @@ def test_along_reads_a_given_direction_and_resamples_whole_pairs(generator):
     gap = (by_hand[0] - by_hand[1]).tolist()
     picked = [[gap.index(pytest.approx(g, abs=1e-5)) for g in row.tolist()] for row in (scores[0] - scores[1])[1:, 0]]
     assert set().union(*picked) == set(range(9)) and len({tuple(row) for row in picked}) == 200
+    assert sum(len(set(row)) < 9 for row in picked) > 190  # with replacement
     counted = torch.bincount(torch.tensor(picked).flatten(), minlength=9)
     assert counted.tolist() == pytest.approx([200] * 9, rel=0.3)
 
