@@ -35,7 +35,7 @@ def names() -> list[str]:
 
 
 def synonyms() -> dict[str, set[str]]:
-    """The words that name each emotion, itself included, in every form (data/lexicons/emotion_synonyms.csv)."""
+    """The words that name each emotion, itself included, in their common forms (data/lexicons/emotion_synonyms.csv)."""
     table = pd.read_csv(DATA / "lexicons" / "emotion_synonyms.csv")
     return {emotion: set(table.loc[table["emotion"] == emotion, "word"]) for emotion in names()}
 

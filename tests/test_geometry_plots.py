@@ -1,4 +1,4 @@
-"""Figures about many emotions: each from the smallest table that it can be drawn from, with all that the table holds."""
+"""Figures about many emotions: each from the smallest table that it can be drawn from, with all that this holds."""
 
 import inspect
 
@@ -103,9 +103,10 @@ def names_in(ax: Axes) -> list[str]:
 
 
 def test_every_figure_has_its_smallest_table():
-    functions = inspect.getmembers(geometry_plots, inspect.isfunction)
-    public = {name for name, f in functions if f.__module__ == geometry_plots.__name__ and not name.startswith("_")}
-    assert public == set(SMALLEST)
+    functions = [f for _, f in inspect.getmembers(geometry_plots, inspect.isfunction)]
+    own = [f for f in functions if f.__module__ == geometry_plots.__name__ and not f.__name__.startswith("_")]
+    assert {f.__name__ for f in own if f.__annotations__["return"] is Figure} == set(SMALLEST)
+    assert {f.__name__ for f in own} - set(SMALLEST) == {"landed"}  # shows a map
 
 
 @pytest.mark.parametrize("name", SMALLEST)
@@ -175,7 +176,6 @@ def test_a_condition_of_the_second_panel_alone_is_in_the_legend_with_its_look():
 
 
 def test_parabolas_pass_where_the_fit_does_and_points_where_the_curve_does():
-    points, fits = SMALLEST["parabolas"]
     first, second = drawn("parabolas").axes
     assert [first.get_ylabel(), second.get_ylabel()] == ["cosine", "highest AUROC"]
     assert labelled(first)["the model"].get_ydata().tolist() == pytest.approx(BENT[0].tolist())
@@ -196,7 +196,7 @@ def test_the_best_point_of_the_first_condition_is_marked_with_its_interval():
     assert interval == pytest.approx([fit["best_low"], fit["best_high"]]) and 0.25 < interval[0] < 0.5 < interval[1]
 
 
-def test_many_conditions_of_a_parabola_can_be_told_apart_or_repeat_their_look():
+def test_a_parabola_may_have_more_conditions_than_there_are_looks():
     tables = curves.parabolas({"cosine": {f"condition {number}": BENT for number in range(9)}})
     assert len(labelled(drawn("parabolas", *tables).axes[0])) == 9
 
@@ -214,7 +214,7 @@ def test_settings_have_their_values_intervals_and_null():
     ):
         part = SETTINGS[SETTINGS["statistic"] == statistic]
         lines = [line for line in ax.lines if line.get_color() == colour and line.get_linestyle() != "--"]
-        spans = [line.get_xdata() for line in lines if len(line.get_xdata()) == 2]
+        spans = [list(line.get_xdata()) for line in lines if len(line.get_xdata()) == 2]
         assert spans == part[["low", "high"]].to_numpy().tolist()
         points = [(line.get_xdata()[0], round(line.get_ydata()[0])) for line in lines if len(line.get_xdata()) == 1]
         assert points == list(zip(part["value"], (0, 1)))
@@ -369,11 +369,11 @@ def test_each_panel_of_a_map_has_its_own_emotions_and_axes():
 
 
 def test_labels_of_all_emotions_are_near_their_points_and_on_no_other_label(generator):
-    table = placed(torch.randn(24, 16, generator=generator), norms(), {"own": torch.randn(16, generator=generator)})
-    figure = drawn("emotion_map", table.assign(panel="the model"))
-    ax = figure.axes[0]
+    x, y = torch.randn(2, len(norms()), generator=generator).numpy()
+    table = norms()[["emotion", "valence"]].assign(panel="the model", x=x, y=y, xlabel="PC1", ylabel="PC2")
+    ax = drawn("emotion_map", table).axes[0]
     texts = {text.get_text(): text.get_window_extent() for text in ax.texts if text.get_text()}
-    assert set(texts) == {*norms()["emotion"], "own"}
+    assert set(texts) == set(norms()["emotion"])
     boxes, axes = list(texts.values()), ax.get_window_extent()
     assert not any(box.overlaps(other) for i, box in enumerate(boxes) for other in boxes[:i])
     for row in table.itertuples():
@@ -388,13 +388,31 @@ def test_emotions_at_the_same_place_have_their_labels_apart():
     assert len({(round(box.x0), round(box.y0)) for box in boxes}) == 3
 
 
-@pytest.mark.parametrize("name", ["owing $5", "owing $5 or $6", "$x_{$", r"a\$b"])
-def test_dollar_signs_in_a_name_are_drawn_and_not_read_as_formulas(name):
-    """The name of an emotion of one's own is typed by a reader."""
-    own = drawn("emotion_map", MAP.replace({"emotion": {"own": name}})).axes[0].texts
-    plain = drawn("emotion_map", MAP.replace({"emotion": {"own": "owing"}})).axes[0].texts
-    shown, usual = (next(t for t in texts if t.get_text() not in ("happy", "sad", "")) for texts in (own, plain))
-    assert shown._preprocess_math(shown.get_text())[1] is False and usual.get_text() == "owing"
+@pytest.mark.parametrize("name", ["owing $5", "owing $5 or $6", "$x_{$"])
+@pytest.mark.parametrize("column", ["emotion", "panel"])
+def test_dollar_signs_in_a_name_are_drawn_and_not_read_as_formulas(name, column):
+    """The name of an emotion of one's own is typed by a reader and stands at its star and above the map."""
+    ax = drawn("emotion_map", MAP.replace({column: {"own": name, "the model": name}})).axes[0]
+    text = ax.title if column == "panel" else next(text for text in ax.texts if "$" in text.get_text())
+    plain = ax.text(0, 0, name, fontsize=text.get_fontsize(), parse_math=False)
+    title = next(t for t in (ax._left_title, text) if "$" in t.get_text())
+    assert title.get_window_extent().width == pytest.approx(plain.get_window_extent().width)
+
+
+def test_an_emotion_of_ones_own_is_shown_on_the_map_with_its_five_nearest(generator, monkeypatch):
+    vectors, figures = torch.randn(24, 16, generator=generator), []
+    monkeypatch.setattr(geometry_plots, "shown", figures.append)
+    own = vectors[3] - vectors.mean(0) + 0.01
+    nearest = geometry_plots.landed(vectors, norms(), "annoyed", own).data
+    (figure,) = figures
+    ax = figure.axes[0]
+    emotions = norms()["emotion"].tolist()
+    assert sorted(names_in(ax)) == sorted([*emotions, "annoyed"])
+    stars, points = stars_and_points(ax)
+    assert stars == [pytest.approx(points[3], abs=0.2)] and len(points) == 24
+    cosine = torch.nn.functional.cosine_similarity(vectors, own[None]).sort(descending=True)
+    assert nearest["emotion"].tolist() == [emotions[i] for i in cosine.indices[:5]]
+    assert nearest["cosine"].tolist() == pytest.approx(cosine.values[:5].tolist(), abs=1e-5)
 
 
 def test_reading_against_writing_shows_every_vector_and_names_the_emotions():
@@ -403,5 +421,5 @@ def test_reading_against_writing_shows_every_vector_and_names_the_emotions():
     assert random == [[0.1, 0]] and emotions == [[0.8, 1.2], [-0.7, -1]]
     assert sorted(names_in(ax)) == ["happy", "sad"]
     assert (ax.get_xlabel(), ax.get_ylabel()) == SMALLEST["read_write"][1:]
-    assert [to_hex(points.get_facecolors()[0]) for points in ax.collections[:2]] == ["#b3b3b3", FEAR.lower()]
+    assert [to_hex(points.get_facecolors()[0]) for points in ax.collections[:2]] == ["#b2b2b2", FEAR.lower()]
     assert {text.get_text() for text in ax.get_legend().get_texts()} == {"emotions", "random, covariance-matched"}

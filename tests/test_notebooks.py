@@ -208,7 +208,11 @@ def random_run(
 
 @pytest.mark.parametrize(
     ("family", "numbers", "with_saes"),
-    [("llama", ["01", "04"], False), ("gpt_neox", ["01", "04"], False), ("llama", ["02", "03"], True)],
+    [
+        ("llama", ["01", "04", "05"], False),
+        ("gpt_neox", ["01", "04", "05"], False),
+        ("llama", ["02", "03"], True),
+    ],
 )
 def test_notebooks_run_on_a_random_model_of_another_family(
     family: str, numbers: list[str], with_saes: bool, random_run: Callable, tmp_path: Path
