@@ -37,7 +37,7 @@ def test_norms_names_and_synonyms_have_the_same_emotions_in_order():
 
 
 def test_a_changed_copy_of_the_norms_changes_nothing():
-    before, changed = norms(), norms()
+    before, changed = norms().copy(), norms()
     changed["valence"] = 0.0
     changed.loc[0, "emotion"] = "nothing"
     pd.testing.assert_frame_equal(norms(), before)

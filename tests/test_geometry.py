@@ -101,7 +101,7 @@ def test_components_are_scikit_learns_pca(generator):
 
 def test_towards_turns_each_component_the_way_of_its_rating():
     human = torch.tensor([[1.0, 5], [2, 5], [3, 8]])
-    up, down = torch.tensor([-1.0, 0, 1]), torch.tensor([1.0, 1, -2])
+    up, down = torch.tensor([-11.0, -10, -9]), torch.tensor([1.0, 1, -2])  # wherever their mean lies
     scores = torch.stack([-up, down, torch.tensor([7.0, 8, 9])], -1)
     expected = torch.stack([up, -down], -1)
     assert torch.equal(towards(scores, human), expected)

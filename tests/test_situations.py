@@ -116,11 +116,11 @@ def test_no_content_word_belongs_to_one_emotion_only(texts):
 def test_how_much_the_words_alone_tell():
     """Much more than chance, since some things happen to one emotion only: what a model reads is held against this.
 
-    A reader of words fitted on the train topics is at .79 on the test topics. Above .83, texts give themselves away by
-    their words; below .70, the card in data/README.md is out of date.
+    A reader of words fitted on the train topics is at .71 on the test topics. Above .78, texts give themselves away by
+    their words; below .62, the card in data/README.md is out of date.
     """
     train, test = situations("train"), situations("test")
-    assert 0.70 < MEASURES["AUROC"](bag_of_words(train, test, names())).item() < 0.83
+    assert 0.62 < MEASURES["AUROC"](bag_of_words(train, test, names())).item() < 0.78
     dealt = train.assign(emotion=train.groupby("topic")["emotion"].sample(frac=1, random_state=0).to_numpy())
     assert abs(MEASURES["AUROC"](bag_of_words(dealt, test, names())).item() - 0.5) < 0.08
 
