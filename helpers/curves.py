@@ -14,9 +14,10 @@ from helpers.geometry import AllDepths, anisotropy, cosine_curves, quadratic
 from helpers.stats import interval
 
 Drawn = Float[Tensor, "draw depth"]
+Shuffled = Float[Tensor, "shuffle depth"]
 
 
-def cosines(mine: Reader, twins: Mapping[str, Reader], generator: Generator) -> tuple[pd.DataFrame, Drawn, Drawn]:
+def cosines(mine: Reader, twins: Mapping[str, Reader], generator: Generator) -> tuple[pd.DataFrame, Drawn, Shuffled]:
     """Mean pairwise cosine over depth of raw, minus-neutral and centred vectors, all topics, with what each means.
 
     A table (panel, condition, depth, value, low, high) of the model, shuffled labels, twins, two unrelated texts (the
@@ -41,7 +42,7 @@ def cosines(mine: Reader, twins: Mapping[str, Reader], generator: Generator) -> 
 
 def decodability(
     ways: Mapping[str, tuple[AllDepths, AllDepths]], twins: Mapping[str, Reader], bootstrap: Design, shuffles: Design
-) -> tuple[pd.DataFrame, dict[str, Drawn], Drawn]:
+) -> tuple[pd.DataFrame, dict[str, Drawn], Shuffled]:
     """Held-out AUROC over depth of every way (train and test texts), of the twins, and of shuffled labels.
 
     A table (condition, depth, value, low, high), the ways' AUROC by draw, and that of the first way's shuffled labels.

@@ -16,10 +16,12 @@ from sklearn.linear_model import LogisticRegression
 from torch import Generator, Tensor
 
 from helpers.config import CFG
-from helpers.geometry import AllDepths, Draws, Texts, centred, means, own, resampled, shuffled, without
+from helpers.geometry import AllDepths, Draws, Texts, away, centred, means, own, resampled, shuffled, without
 from helpers.stats import auroc, bootstrap_picks, centred_interval, interval, permutation_p
 
-Scores = Float[Tensor, "draw topic emotion vector"]  # what each vector reads in the text of each topic and emotion
+Test = Float[Tensor, "test emotion d_model"]
+TestDepths = Float[Tensor, "test emotion depth d_model"]
+Scores = Float[Tensor, "draw test emotion vector"]  # what each vector reads in the text of each topic and emotion
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,7 @@ class Design:
     """Which texts fit each draw's vectors, and which test topics it is tested on; draw 0 is the data as they are."""
 
     fit: Draws
-    picks: Int[Tensor, "draw topic"]
+    picks: Int[Tensor, "draw test"]
 
 
 def bootstrapped(
@@ -46,7 +48,7 @@ def shuffles(train: int, test: int, emotions: int, generator: Generator, draws: 
 
 def read_by(
     train: Texts,
-    test: Texts,
+    test: Test,
     design: Design,
     project_out: Float[Tensor, "component d_model"] | None = None,
     neutral: Float[Tensor, "d_model"] | None = None,
@@ -56,7 +58,7 @@ def read_by(
     `project_out` takes these components out of the vectors first. With `neutral` a vector is mean minus this instead.
     """
     vectors = means(train, design.fit)
-    vectors = centred(vectors) if neutral is None else vectors - neutral
+    vectors = centred(vectors) if neutral is None else away(vectors, neutral)
     if project_out is not None:
         vectors = without(vectors, project_out)
     length = vectors.norm(dim=-1, keepdim=True)
@@ -80,7 +82,8 @@ def pairwise_separation(scores: Scores) -> Float[Tensor, "draw"]:
     Texts of one topic are compared, so topics play no part. Ties count half; chance is 0.5.
     """
     right = scores.diagonal(dim1=2, dim2=3)  # draw, topic, emotion: each text along its own vector
-    ahead = right[..., :, None] + right[..., None, :] - scores - scores.mT
+    less = right[..., None, :] - scores  # than the vector's own text has
+    ahead = less + less.mT
     emotions = scores.shape[-1]
     pairs = torch.ones(emotions, emotions, dtype=torch.bool).triu(1)
     return ahead[..., pairs].sign().add(1).div(2).mean((1, 2))
@@ -100,7 +103,7 @@ MEASURES: dict[str, Callable[[Scores], Float[Tensor, "draw"]]] = {
 
 
 def over_depth(
-    train: AllDepths, test: AllDepths, design: Design, measures: Sequence[str] = ("AUROC",)
+    train: AllDepths, test: TestDepths, design: Design, measures: Sequence[str] = ("AUROC",)
 ) -> dict[str, Float[Tensor, "draw depth"]]:
     """Each measure in every draw at every depth."""
     found: dict[str, list[Tensor]] = {name: [] for name in measures}
@@ -198,7 +201,7 @@ def bag_of_words(train: pd.DataFrame, test: pd.DataFrame, names: Sequence[str], 
     return found if design is None else _picked(found.expand(len(design.picks), -1, -1, -1), design.picks)
 
 
-def chosen(train: Mapping[tuple[str, str, str], AllDepths], validation: Mapping[str, AllDepths]) -> pd.DataFrame:
+def chosen(train: Mapping[tuple[str, str, str], AllDepths], validation: Mapping[str, TestDepths]) -> pd.DataFrame:
     """AUROC on the validation topics of every way to vectors at every depth, best first.
 
     `train` holds the texts that vectors are fitted on by way, read-out and the position at which the validation texts
@@ -214,6 +217,6 @@ def chosen(train: Mapping[tuple[str, str, str], AllDepths], validation: Mapping[
     return table.sort_values("AUROC", ascending=False, kind="stable", ignore_index=True)
 
 
-def _picked(scores: Scores, picks: Int[Tensor, "draw topic"]) -> Scores:
+def _picked(scores: Scores, picks: Int[Tensor, "draw test"]) -> Scores:
     """Each draw's scores at the test topics that it picks."""
     return scores.gather(1, picks[:, :, None, None].expand(-1, -1, *scores.shape[2:]))

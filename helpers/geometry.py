@@ -50,7 +50,13 @@ def centred(means: Vectors) -> Vectors:
 
     K such vectors add up to zero, so their mean pairwise cosine is near -1/(K-1) whatever the model does.
     """
-    return means - means.mean(-2, keepdim=True)
+    return away(means, means.mean(-2, keepdim=True))
+
+
+def away(means: Vectors, base: Float[Tensor, "*base d_model"]) -> Vectors:
+    """The means minus a base, exactly zero where only rounding is left: where all texts read alike, nothing differs."""
+    left = means - base
+    return left * (left.norm(dim=-1, keepdim=True) > 1e-5 * means.norm(dim=-1, keepdim=True))
 
 
 def without(vectors: Vectors, components: Float[Tensor, "component d_model"]) -> Vectors:
@@ -66,6 +72,8 @@ def principal_components(acts: Float[Tensor, "row d_model"], share: float) -> Fl
     if not 0 <= share <= 1:
         raise ValueError(f"a share of variance lies between 0 and 1, got {share}")
     _, size, components = torch.linalg.svd(acts - acts.mean(0), full_matrices=False)
+    if size[0] <= 1e-5 * acts.norm():
+        return components[:0]
     held = size.double().pow(2).cumsum(0) / size.double().pow(2).sum()
     return components[: int((held < share - 1e-9).sum()) + (share > 0)]
 
@@ -107,12 +115,13 @@ def components(vectors: Vectors) -> tuple[Float[Tensor, "*draw emotion component
     values, where = torch.linalg.eigh((centred(vectors) @ centred(vectors).mT).double())
     values, where = values.flip(-1).clamp(min=0), where.flip(-1)
     scores = where * values.sqrt()[..., None, :]
-    return scores.float(), (values / values.sum(-1, keepdim=True)).float()
+    total = values.sum(-1, keepdim=True)
+    return scores.float(), (values / total.where(total > 0, 1)).float()
 
 
 def towards(
-    scores: Float[Tensor, "*draw emotion component"], human: Float[Tensor, "emotion component"]
-) -> Float[Tensor, "*draw emotion component"]:
+    scores: Float[Tensor, "*draw emotion component"], human: Float[Tensor, "emotion rating"]
+) -> Float[Tensor, "*draw emotion rating"]:
     """The first components turned so that each goes up with the human rating in the same column."""
     first = scores[..., : human.shape[-1]]
     sign = (first * (human - human.mean(0))).sum(-2, keepdim=True).sign()
@@ -167,11 +176,13 @@ def rated(
         for component in range(count):
             along = scores[:, component]
             r, low, high = correlation(along, rated, generator, CFG.bootstrap_draws, CFG.confidence)
-            low, high = (low, high) if r >= 0 else (-high, -low)
+            r, low, high = (r, low, high) if r >= 0 else (-r, -high, -low)
+            if not along.any():  # all vectors are zero
+                r, low, high = 0.0, 0.0, 0.0
             null = pearson(along, rated[order]).abs()
-            p = permutation_p(torch.tensor(abs(r)), null).item()
+            p = permutation_p(torch.tensor(r), null).item()
             limit = null.quantile(0.95).item()
-            rows.append((component + 1, shares[component].item(), rating, abs(r), low, high, limit, p))
+            rows.append((component + 1, shares[component].item(), rating, r, low, high, limit, p))
     return pd.DataFrame(rows, columns=["component", "share", "rating", "r", "low", "high", "null", "p"])
 
 
@@ -196,7 +207,7 @@ def off_diagonal_mean(matrix: Float[Tensor, "*draw depth depth"]) -> Float[Tenso
 
 
 def cosine_curves(
-    acts: AllDepths, neutral: Float[Tensor, "text depth d_model"], draws: Draws
+    acts: AllDepths, neutral: Float[Tensor, "neutral depth d_model"], draws: Draws
 ) -> dict[str, Float[Tensor, "draw depth"]]:
     """Mean pairwise cosine at every depth of "raw", "minus neutral" and "centred" vectors, in every draw."""
     found: dict[str, list[Tensor]] = {"raw": [], "minus neutral": [], "centred": []}
@@ -204,7 +215,7 @@ def cosine_curves(
         raw = means(acts[:, :, depth], draws)
         for name, vectors in (
             ("raw", raw),
-            ("minus neutral", raw - neutral[:, depth].mean(0)),
+            ("minus neutral", away(raw, neutral[:, depth].mean(0))),
             ("centred", centred(raw)),
         ):
             found[name].append(mean_pairwise_cosine(vectors))
@@ -226,7 +237,7 @@ def quadratic(
     design = torch.stack([depth**2, depth, torch.ones_like(depth)], -1).double()
     fit = torch.linalg.lstsq(design, curves.double().T).solution.T
     ends = torch.stack([depth.min(), depth.max()]).double()
-    turn = (-fit[:, 1] / (2 * fit[:, 0])).clamp(*ends.tolist())
+    turn = (-fit[:, 1] / (2 * fit[:, 0])).nan_to_num(ends[0].item()).clamp(*ends.tolist())
     candidates = torch.cat([ends.expand(len(fit), 2), turn[:, None]], 1)
     height = fit[:, :1] * candidates**2 + fit[:, 1:2] * candidates + fit[:, 2:]
     lowest = candidates.gather(1, height.argmin(1, keepdim=True))[:, 0]

@@ -62,9 +62,10 @@ def parabolas(table: pd.DataFrame, fits: pd.DataFrame) -> Figure:
         for number, condition in enumerate(conditions):
             colour = FEAR if number == 0 else str(0.2 + 0.4 * (number - 1) / len(conditions))
             part = table[(table["measure"] == measure) & (table["condition"] == condition)]
-            ax.plot(part["relative depth"], part["value"], MARKERS[number], color=colour, ms=6, label=condition)
+            marker, line = MARKERS[number % len(MARKERS)], LINES[number % len(LINES)]
+            ax.plot(part["relative depth"], part["value"], marker, color=colour, ms=6, label=condition)
             for fit in fits[(fits["measure"] == measure) & (fits["condition"] == condition)].itertuples():
-                ax.plot(x, fit.square * x**2 + fit.linear * x + fit.constant, color=colour, ls=LINES[number], lw=1.5)
+                ax.plot(x, fit.square * x**2 + fit.linear * x + fit.constant, color=colour, ls=line, lw=1.5)
                 if number == 0:
                     ax.axvspan(fit.best_low, fit.best_high, color=FEAR, alpha=0.12, lw=0)
                     ax.axvline(fit.best, color=FEAR, lw=1, ls=":")
@@ -156,10 +157,12 @@ def components(table: pd.DataFrame) -> Figure:
             legend=panel == panels[0],
             width=0.7,
         )
-        for bars, (_, group) in zip(ax.containers, part.groupby("rating", sort=False)):
-            for bar, height in zip(bars, group["null"]):
-                ax.plot([bar.get_x(), bar.get_x() + bar.get_width()], [height, height], color="black", lw=1.5)
-        shares = part.drop_duplicates("component")
+        shares = part.drop_duplicates("component").sort_values("component")
+        null = part.set_index(["rating", "component"])["null"]
+        for bars, rating in zip(ax.containers, part["rating"].unique()):
+            for bar, component in zip(bars, shares["component"]):
+                ends, height = [bar.get_x(), bar.get_x() + bar.get_width()], null[rating, component]
+                ax.plot(ends, [height, height], color="black", lw=1.5)
         ax.set_xticks(range(len(shares)), [f"PC{c}\n{s:.0%}" for c, s in zip(shares["component"], shares["share"])])
         ax.set(title=panel, xlabel="component and its share of variance", ylabel="|r| with human rating", ylim=(0, 1))
     sns.move_legend(axes[0, 0], "upper right", title="bars; black: 95 % of permutations", fontsize=9, title_fontsize=9)
@@ -177,7 +180,7 @@ def emotion_map(table: pd.DataFrame) -> Figure:
     drawn = {}
     for ax, panel in zip(axes[0], panels):
         drawn[panel] = _map(ax, table[table["panel"] == panel])
-        ax.set_title(panel)
+        ax.set_title(panel, parse_math=False)
     figure.tight_layout()
     for ax, panel in zip(axes[0], panels):
         _labels(ax, table[table["panel"] == panel], drawn[panel])
@@ -220,8 +223,9 @@ def _map(ax: Axes, part: pd.DataFrame) -> PathCollection:
 
 def _labels(ax: Axes, part: pd.DataFrame, points: PathCollection) -> None:
     """Names beside the points, moved apart by a number of steps, not of seconds: the same picture on every machine."""
-    texts = [ax.text(row.x, row.y, row.emotion, fontsize=9) for row in part.itertuples()]
+    texts = [ax.text(row.x, row.y, row.emotion, fontsize=9, parse_math=False) for row in part.itertuples()]
+    drawn = {"objects": points} if len(points.get_offsets()) else {}
     adjust_text(
-        texts, x=part["x"].to_numpy(), y=part["y"].to_numpy(), objects=points, ax=ax, iter_lim=300,
+        texts, x=part["x"].to_numpy(), y=part["y"].to_numpy(), ax=ax, iter_lim=300, **drawn,
         arrowprops={"arrowstyle": "-", "color": GREY, "lw": 0.6},
     )  # fmt: skip

@@ -207,8 +207,9 @@ def test_vectors_may_start_from_a_neutral_mean(generator):
 def test_texts_that_are_all_alike_read_0_and_every_measure_gives_chance(generator):
     """As at depth 0 of a model without positions in its embedding, where every text ends in the same token."""
     alike = (10 * torch.randn(D_MODEL, generator=generator)).expand(TRAIN, EMOTIONS, D_MODEL).contiguous()
-    scores = read_by(alike, alike, bootstrapped(TRAIN, TRAIN, EMOTIONS, generator, 10))
-    assert (scores == 0).all()
+    design = bootstrapped(TRAIN, TRAIN, EMOTIONS, generator, 10)
+    scores = read_by(alike, alike, design)
+    assert (scores == 0).all() and (read_by(alike, alike, design, neutral=alike.mean((0, 1))) == 0).all()
     for name, measure in MEASURES.items():
         assert measure(scores).tolist() == pytest.approx([CHANCE[name]] * 11)
 
@@ -372,6 +373,7 @@ def test_readers_are_judged_by_two_measures_as_curves_are(generator, null):
 
 def test_the_difference_of_two_readers_by_scipy(generator):
     ours, theirs = torch.rand(2, 101, 24, generator=generator)
+    ours[0] += 0.5  # the data lie far from the draws
     found = difference(ours, theirs)
     test = scipy.stats.mannwhitneyu(ours[0], theirs[0])
     assert found["gap"] == pytest.approx((ours[0].mean() - theirs[0].mean()).item(), abs=1e-6)

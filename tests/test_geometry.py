@@ -301,6 +301,15 @@ def test_texts_that_are_all_alike_have_cosines_of_0(generator, kind, topics):
     assert (cosine_matrix(centred(means(alike, DRAWS[kind](topics, EMOTIONS, 0)))) == 0).all()
 
 
+@pytest.mark.parametrize("topics", [5, 12, 40])
+def test_neutral_texts_that_are_like_all_others_leave_cosines_of_0(generator, topics):
+    alike = 10 * torch.randn(1, 64, generator=generator)
+    acts, neutral = alike.repeat(topics, EMOTIONS, 1, 1), alike.repeat(2 * topics, 1, 1)
+    curves = cosine_curves(acts, neutral, resampled(topics, EMOTIONS, generator, 20))
+    assert (curves["minus neutral"] == 0).all() and (curves["centred"] == 0).all()
+    assert torch.allclose(curves["raw"], torch.tensor(1.0))
+
+
 def test_components_of_zero_vectors_are_zero():
     scores, shares = components(torch.zeros(2, 4, 8))
     assert (scores == 0).all() and (shares == 0).all()
