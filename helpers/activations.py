@@ -52,10 +52,7 @@ def residuals(
     "final punctuation" the closing full stop (ValueError for a text without one). One pass serves all of them.
     """
     read = tokens(model, texts)
-    found = weighted_residuals(model, read, {each: token_weights(read, each) for each in positions}, batch_tokens)
-    for acts in found.values():
-        _check_finite(acts.isfinite().all(-1), texts)
-    return found
+    return weighted_residuals(model, read, {each: token_weights(read, each) for each in positions}, batch_tokens)
 
 
 def weighted_residuals(
@@ -77,6 +74,10 @@ def weighted_residuals(
             found[name][rows, depth] = (weight[here][:, None] @ resid.float())[:, 0].cpu()
 
     _read_stream(model, read, keep, batch_tokens)
+    for acts in found.values():
+        if not acts.isfinite().all():
+            texts = [model.tokenizer.decode(ids[1:length]) for ids, length in zip(read.ids, read.length)]
+            _check_finite(acts.isfinite().all(-1), texts)
     return found
 
 

@@ -59,7 +59,12 @@ def writes(
 def of_random_sets(
     read: Float[Tensor, "vector"], write: Float[Tensor, "vector"], size: int, generator: Generator
 ) -> tuple[float, float, float]:
-    """Correlation of reading with writing in sets of `size` of these vectors: median and quantiles over draws."""
+    """Correlation of reading with writing in sets of `size` of these vectors: median and quantiles over draws.
+
+    Raises ValueError for a size that there are not enough vectors for.
+    """
+    if not 2 <= size <= len(read):
+        raise ValueError(f"cannot draw sets of {size} from {len(read)} vectors")
     picks = torch.rand(CFG.permutation_draws, len(read), generator=generator).argsort(-1)[:, :size]
     drawn = pearson(read[picks], write[picks])
     return drawn.median().item(), *(end.item() for end in interval(drawn, CFG.confidence))

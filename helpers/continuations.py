@@ -241,7 +241,7 @@ def _decoded(model, batch, n_tokens, seeds, temperature, use_cache, steering, mi
         if use_cache:
             cache, seen = out.past_key_values, end
         logits = out.logits[:, -1].float()
-        if end - width < min_tokens:
+        if end - width < min_tokens and model.tokenizer.eos_token_id < logits.shape[-1]:
             logits[:, model.tokenizer.eos_token_id] = -torch.inf
         if generators:
             vocab = logits.shape[-1]

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Generator, Tensor
 
 from helpers.config import CFG
-from helpers.decoding import Design, curve, line, over_depth
+from helpers.decoding import Design, TestDepths, curve, line, over_depth
 from helpers.findings import Reader, labels
 from helpers.geometry import AllDepths, anisotropy, cosine_curves, quadratic
 from helpers.stats import interval
@@ -41,7 +41,7 @@ def cosines(mine: Reader, twins: Mapping[str, Reader], generator: Generator) -> 
 
 
 def decodability(
-    ways: Mapping[str, tuple[AllDepths, AllDepths]], twins: Mapping[str, Reader], bootstrap: Design, shuffles: Design
+    ways: Mapping[str, tuple[AllDepths, TestDepths]], twins: Mapping[str, Reader], bootstrap: Design, shuffles: Design
 ) -> tuple[pd.DataFrame, dict[str, Drawn], Shuffled]:
     """Held-out AUROC over depth of every way (train and test texts), of the twins, and of shuffled labels.
 

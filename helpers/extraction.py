@@ -35,6 +35,7 @@ def comprehended(model: TransformerBridge, texts: Sequence[str], cuts: Sequence[
 
     Each `cut` adds "last of n" and "mean of n": the same when the text stops after n tokens (or where it ends).
     """
+    _check_cuts(cuts)
     read = tokens(model, texts)
     weights = {name: token_weights(read, name) for name in ("last token", "final punctuation", "mean")}
     for cut in cuts:
@@ -69,6 +70,7 @@ def while_writing(
     """
     n_tokens = stories.read.length - stories.begins
     _check_skip(skip, int(n_tokens.min()))
+    _check_cuts(cuts)
     middle, end = stories.begins + n_tokens // 2, stories.read.length - 1
     weights = {"midpoint": _span(stories.read, middle, middle), "last token": _span(stories.read, end, end)}
     weights |= {f"mean from {k}": _span(stories.read, stories.begins + k, end) for k in skip}
@@ -103,8 +105,13 @@ def _unpunctuated(ids: Int[Tensor, "text pos"], length: Int[Tensor, "text"]) -> 
 
 
 def _check_skip(skip: Sequence[int], n_tokens: int) -> None:
-    if not all(0 <= k < n_tokens for k in skip):
-        raise ValueError(f"cannot leave out the first {max(skip)} of {n_tokens} written tokens: nothing would be left")
+    if wrong := [k for k in skip if not 0 <= k < n_tokens]:
+        raise ValueError(f"cannot leave out the first {wrong[0]} of {n_tokens} written tokens: nothing would be left")
+
+
+def _check_cuts(cuts: Sequence[int]) -> None:
+    if wrong := [cut for cut in cuts if cut < 1]:
+        raise ValueError(f"cannot read the first {wrong[0]} tokens of a text: at least one is needed")
 
 
 def _span(read: Tokens, first: Int[Tensor, "text"], last: Int[Tensor, "text"]) -> Float[Tensor, "text pos"]:

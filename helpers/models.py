@@ -21,6 +21,7 @@ from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from huggingface_hub.utils import HFValidationError
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging as transformers_logging
 
 from helpers.config import DATA
@@ -110,7 +111,7 @@ def words_only_twin(name: str | None = None, seed: int = 0, device: str | None =
 
 
 def int8_twin(name: str | None = None, device: str | None = None) -> TransformerBridge:
-    """The model with every matrix of its blocks rounded to 8 bits and restored, each row scaled by its largest weight.
+    """The model with every matrix of its blocks rounded to 8 bits and back, each output scaled by its largest weight.
 
     Computes in float32, so the rounding of the weights is the only difference. (Absmax quantisation, after Dettmers et
     al. 2022, without their outliers.)
@@ -151,24 +152,25 @@ def _fresh(folder: Path, seed: int) -> torch.nn.Module:
 def _scrambled(folder: Path, seed: int) -> torch.nn.Module:
     generator = torch.Generator().manual_seed(seed)
 
-    def shuffled(weight: torch.Tensor) -> torch.Tensor:
+    def shuffled(weight: torch.Tensor, _: torch.nn.Module) -> torch.Tensor:
         return weight.flatten()[torch.randperm(weight.numel(), generator=generator)].view_as(weight)
 
     return _with_blocks(folder, shuffled)
 
 
 def _rounded(folder: Path) -> torch.nn.Module:
-    def rounded(weight: torch.Tensor) -> torch.Tensor:
+    def rounded(weight: torch.Tensor, part: torch.nn.Module) -> torch.Tensor:
         if weight.ndim < 2:
             return weight
-        step = weight.abs().amax(-1, keepdim=True).clamp(min=1e-12) / 127
+        inputs = 0 if isinstance(part, Conv1D) else -1  # GPT-2's matrices stand the other way round
+        step = weight.abs().amax(inputs, keepdim=True).clamp(min=1e-12) / 127
         return (weight / step).round() * step
 
     return _with_blocks(folder, rounded)
 
 
-def _with_blocks(folder: Path, changed: Callable[[torch.Tensor], torch.Tensor]) -> torch.nn.Module:
-    """The trained model with every weight inside a block replaced by what `changed` makes of it."""
+def _with_blocks(folder: Path, changed: Callable[[torch.Tensor, torch.nn.Module], torch.Tensor]) -> torch.nn.Module:
+    """The trained model with every weight inside a block replaced by what `changed` makes of it and its module."""
     with _quietly():
         hf = AutoModelForCausalLM.from_pretrained(
             folder, dtype=torch.float32, attn_implementation="eager", use_safetensors=True
@@ -176,7 +178,7 @@ def _with_blocks(folder: Path, changed: Callable[[torch.Tensor], torch.Tensor]) 
     with torch.no_grad():
         for key, weight in hf.named_parameters():
             if re.search(r"\.\d+\.", key):  # transformer.h.3.attn...: inside a block
-                weight.copy_(changed(weight))
+                weight.copy_(changed(weight, hf.get_submodule(key.rpartition(".")[0])))
     return hf
 
 

@@ -57,10 +57,11 @@ def save(figure: Figure, table: pd.DataFrame, name: str, model: str) -> Figure:
     with replacing(stem.with_suffix(".png")) as picture, replacing(stem.with_suffix(".csv")) as numbers:
         figure.savefig(picture)
         table.assign(model=model).to_csv(numbers, index=False, float_format="%.5g")
-    return shown(figure)
+    shown(figure)
+    return figure
 
 
-def shown(figure: Figure) -> Figure:
+def shown(figure: Figure) -> None:
     """The figure, displayed once as a picture of 256 colours that is no wider than a notebook shows it.
 
     Executed notebooks are committed, and this takes less than half of a full picture's bytes.
@@ -70,7 +71,6 @@ def shown(figure: Figure) -> Figure:
     PIL.Image.open(full).convert("RGB").quantize(256).save(small, "png", optimize=True)
     display(Image(small.getvalue()))
     plt.close(figure)
-    return figure
 
 
 def saturation(measured: pd.DataFrame, published: pd.DataFrame) -> Figure:

@@ -80,7 +80,7 @@ def along(
 ) -> Scores:
     """The test pairs along a direction that is not refitted, at one depth; draws resample the pairs."""
     picks = torch.cat([torch.arange(test.shape[1])[None], bootstrap_picks(draws, test.shape[1], generator)])
-    return (test @ direction)[:, picks][:, :, None]
+    return _projected(test[:, :, None], direction[None, None])[:, 0, 0][:, picks][:, :, None]
 
 
 def word_scores(train: pd.DataFrame, test: pd.DataFrame, draws: Resampling) -> Scores:
