@@ -191,8 +191,8 @@ def confusion(scores: Scores, names: Sequence[str]) -> pd.DataFrame:
 def bag_of_words(train: pd.DataFrame, test: pd.DataFrame, names: Sequence[str], design: Design | None = None) -> Scores:
     """Readings by a logistic regression on word counts: what the words alone tell, without any model.
 
-    Log-odds of every emotion; tables have the columns topic, emotion, text, as `emotions.situations`. One draw, or with
-    a design its picks of the test topics (it is not fitted anew).
+    Log-probabilities of every emotion, less their mean; tables have the columns topic, emotion, text, as
+    `emotions.situations`. One draw, or with a design its picks of the test topics (it is not fitted anew).
     """
     vectorizer = CountVectorizer(token_pattern=r"[\w']+")
     fitted = LogisticRegression(max_iter=1000).fit(vectorizer.fit_transform(train["text"]), train["emotion"])

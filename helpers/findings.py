@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Generator, Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from helpers.activations import Position, pair_residuals
+from helpers.activations import Position, pair_residuals, residuals
 from helpers.config import CFG
 from helpers.decoding import MEASURES, Design, bootstrapped, curve, line, read_by, shuffles
 from helpers.emotions import names, neutral_situations, norms, situations, stacked
@@ -110,9 +110,11 @@ def survival(
 
     The nulls are the embeddings (depth 0 of a Reader of mean positions), the twins at the same depth, and shuffled
     labels with everything fitted anew. `lead` is what the model has more than the best of the readers, with an interval
-    over resampled topics, the same for both. A finding survives if this interval lies above 0 and the value above the
-    97.5th percentile of the shuffles.
+    over resampled topics, the same for both (the numeric pairs stay as they are). A finding survives if this interval
+    lies above 0 and the value above the 97.5th percentile of the shuffles. Raises ValueError without a twin.
     """
+    if not twins:
+        raise ValueError("nothing survives without a null: give at least one twin")
     resampled_labels, shuffled_labels = (labels(mine, kind, generator) for kind in ("resampled", "shuffled"))
     readers = {"the model": (mine, depth), "embeddings": (embeddings, 0)}
     readers |= {name: (twin, depth) for name, twin in twins.items()}
@@ -147,7 +149,7 @@ def own_vector(
     kept = [sentence.strip() for sentence in sentences if sentence.strip()]
     if len(kept) < 2:
         raise ValueError(f"an emotion needs at least two sentences, one per line; got {len(kept)}")
-    acts = comprehended(model, kept)[position][:, depth]
+    acts = residuals(model, kept, [position])[position][:, depth]
     return acts.mean(0) - mine.everything[:, :, depth].mean((0, 1))
 
 

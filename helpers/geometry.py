@@ -135,8 +135,8 @@ def placed(
 ) -> pd.DataFrame:
     """Emotions on the first two components, turned towards valence and arousal, as `geometry_plots.emotion_map` wants.
 
-    `human` is the table of `emotions.norms`. Vectors of one's `own` lie where the same two components put them, without
-    a valence. Columns emotion, x, y, valence, xlabel, ylabel.
+    `human` is the table of `emotions.norms`. Vectors of one's `own`, from the mean that the others start at, lie where
+    the same two components put them, without a valence. Columns emotion, x, y, valence, xlabel, ylabel.
     """
     vectors = centred(vectors)
     scores, shares = components(vectors)

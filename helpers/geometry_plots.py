@@ -213,7 +213,7 @@ def read_write(table: pd.DataFrame, xlabel: str, ylabel: str) -> Figure:
 def _map(ax: Axes, part: pd.DataFrame) -> PathCollection:
     rated, own = part[part["valence"].notna()], part[part["valence"].isna()]
     points = ax.scatter(rated["x"], rated["y"], c=rated["valence"], cmap=VALENCE, vmin=1, vmax=9, s=55, edgecolor="0.3")
-    ax.scatter(own["x"], own["y"], marker="*", s=220, color=FEAR, edgecolor="black", zorder=4)
+    ax.scatter(own["x"], own["y"], marker="*", s=260, color="white", edgecolor="black", zorder=4)
     ax.axhline(0, color="black", lw=0.8, ls=":")
     ax.axvline(0, color="black", lw=0.8, ls=":")
     ax.set(xlabel=part["xlabel"].iloc[0], ylabel=part["ylabel"].iloc[0])

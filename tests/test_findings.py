@@ -399,6 +399,18 @@ def test_an_own_vector_is_the_mean_of_its_sentences_minus_that_of_all_situations
     assert torch.allclose(found, (sentences[0] + sentences[1]) / 2 - every.mean(0), atol=1e-4)
 
 
+def test_own_sentences_need_no_full_stop(model, read):
+    open_ended = [line.rstrip(".") for line in OWN]
+    assert own_vector(model, read, open_ended, "mean", 2).isfinite().all()
+    with pytest.raises(ValueError, match="does not end in punctuation"):
+        own_vector(model, read, open_ended, "final punctuation", 2)
+
+
+def test_survival_without_a_twin_is_refused(few_draws):
+    with pytest.raises(ValueError, match="at least one twin"):
+        survival(world(planted()), 1, world(NOTHING), {}, seeded(1))
+
+
 def test_lines_without_text_are_left_out_of_an_own_vector(model, read):
     spaced = ["", f"  {OWN[0]} ", "   ", f"{OWN[1]}\t", ""]
     assert torch.equal(*(own_vector(model, read, lines, "mean", 2) for lines in (spaced, OWN)))
