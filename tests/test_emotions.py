@@ -9,6 +9,7 @@ from torch import Tensor
 
 from helpers.emotions import (
     names,
+    naming,
     neutral_openings,
     neutral_situations,
     norms,
@@ -182,3 +183,10 @@ def test_samples_in_turn_are_refused():
 def test_neutral_texts_are_no_emotions():
     with pytest.raises(ValueError, match=REFUSED):
         stacked(numbered(neutral_openings()), neutral_openings())
+
+
+def test_a_vector_names_its_emotion_by_a_word_of_its_own_among_the_raised_tokens():
+    rows = [(0, "raised", " Joyful"), (1, "lowered", " excited"), (2, "raised", " happy"), (3, "raised", "amuse")]
+    found = naming(pd.DataFrame(rows, columns=["depth", "side", "token"]))
+    assert list(found) == names()
+    assert [name for name, hit in found.items() if hit] == ["happy", "amused"]
