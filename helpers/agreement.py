@@ -14,8 +14,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from helpers.config import CFG
 from helpers.continuations import Added, log_probs
-from helpers.geometry import pearson
-from helpers.stats import interval
+from helpers.stats import interval, pearson
 
 STEM = "I was so"
 

@@ -3,7 +3,7 @@
 Comprehension reads a text that somebody else wrote. Generation has the model continue an opening that names the
 emotion, and reads the tokens it wrote. What the model holds while it writes a token is what it holds when the finished
 text is read again, since attention looks back only; so the texts are written first and read in one pass.
-Both return sums over tokens by name of a read-out, such as "last token" or "midpoint".
+Both return means over some tokens, by the name of the read-out: "last token", "midpoint", "mean from 8", ...
 """
 
 from collections.abc import Sequence

@@ -27,14 +27,13 @@ from helpers.geometry import (
     means,
     off_diagonal_mean,
     own,
-    pearson,
     resampled,
     shuffled,
     similarity_of_geometries,
     square,
 )
 from helpers.prompts import pairs
-from helpers.stats import interval, paired_accuracy
+from helpers.stats import interval, paired_accuracy, pearson
 
 SPLITS = ("train", "validation", "test")
 

@@ -15,7 +15,7 @@ from scipy.spatial.distance import squareform
 from torch import Generator, Tensor
 
 from helpers.config import CFG
-from helpers.stats import bootstrap_picks, correlation, counts, permutation_p
+from helpers.stats import bootstrap_picks, correlation, counts, pearson, permutation_p, standardised
 
 Texts = Float[Tensor, "topic emotion d_model"]
 Draws = Float[Tensor, "draw emotion text"]
@@ -186,11 +186,6 @@ def rated(
     return pd.DataFrame(rows, columns=["component", "share", "rating", "r", "low", "high", "null", "p"])
 
 
-def pearson(x: Float[Tensor, "*any row"], y: Float[Tensor, "*other row"]) -> Float[Tensor, "*both"]:
-    """Pearson's r over the last axis; 0 where one side does not vary."""
-    return (_standardised(x) * _standardised(y)).sum(-1).float()
-
-
 def similarity_of_geometries(
     a: Float[Tensor, "*draw depth pair"], b: Float[Tensor, "*draw depth pair"]
 ) -> Float[Tensor, "*draw depth depth"]:
@@ -198,7 +193,7 @@ def similarity_of_geometries(
 
     Representational similarity analysis (Kriegeskorte, Mur & Bandettini 2008).
     """
-    return (_standardised(a) @ _standardised(b).mT).float()
+    return (standardised(a) @ standardised(b).mT).float()
 
 
 def off_diagonal_mean(matrix: Float[Tensor, "*draw depth depth"]) -> Float[Tensor, "*draw"]:
@@ -265,13 +260,6 @@ def square(labels: Sequence, values: Float[Tensor, "a a"], columns: tuple[str, s
 
 def _of_topics(weights: Float[Tensor, "draw topic"], emotions: int) -> Draws:
     return torch.einsum("nt,ek->netk", weights, torch.eye(emotions)).flatten(2)
-
-
-def _standardised(values: Float[Tensor, "*any row"]) -> Float[Tensor, "*any row"]:
-    """Minus the mean, at length 1; zero where nothing varies, rounding apart."""
-    away = values.double() - values.double().mean(-1, keepdim=True)
-    length = away.norm(dim=-1, keepdim=True)
-    return away / length.where(length > 1e-12, torch.inf)
 
 
 def _upper(size: int) -> Bool[Tensor, "row column"]:

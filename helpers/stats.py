@@ -146,6 +146,18 @@ def correlation(
     return r[0].item(), low.item(), high.item()
 
 
+def pearson(x: Float[Tensor, "*any row"], y: Float[Tensor, "*other row"]) -> Float[Tensor, "*both"]:
+    """Pearson's r over the last axis; 0 where one side does not vary."""
+    return (standardised(x) * standardised(y)).sum(-1).float()
+
+
+def standardised(values: Float[Tensor, "*any row"]) -> Float[Tensor, "*any row"]:
+    """Minus the mean, at length 1; zero where nothing varies, rounding apart."""
+    centred = values.double() - values.double().mean(-1, keepdim=True)
+    length = centred.norm(dim=-1, keepdim=True)
+    return centred / length.where(length > 1e-12, torch.inf)
+
+
 def spearman(
     table: pd.DataFrame, x: str, y: str, by: str, generator: Generator, draws: int, confidence: float
 ) -> tuple[float, float, float]:

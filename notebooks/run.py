@@ -160,7 +160,9 @@ async def _executed(notebook: NotebookNode, source: Path) -> None:
     this_task = asyncio.current_task()
 
     def listening(**_: object) -> None:  # nbclient's own handlers would make Ctrl-C look like a dead kernel
-        with contextlib.suppress(NotImplementedError, RuntimeError):  # Windows, or not the main thread
+        if sys.platform == "win32":  # its loop has no signal handlers
+            return
+        with contextlib.suppress(RuntimeError):  # not the main thread
             for interruption in (signal.SIGINT, signal.SIGTERM):
                 asyncio.get_running_loop().add_signal_handler(interruption, stop)
 

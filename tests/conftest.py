@@ -11,10 +11,11 @@ os.environ["OMP_NUM_THREADS"] = "1"  # the models are tiny: a second thread only
 
 import shutil
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import matplotlib
+import matplotlib.pyplot as plt
 import pytest
 import torch
 from torch import Tensor
@@ -24,6 +25,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from helpers.activations import site
 from helpers.config import DATA
 from helpers.models import is_centred, load_model
+from helpers.plots import style
 
 matplotlib.use("Agg")
 
@@ -141,6 +143,15 @@ def model_with_saes(with_saes: Callable[..., TransformerBridge]) -> TransformerB
 
 def seeded(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
+
+
+@pytest.fixture
+def nothing_left_open() -> Iterator[None]:
+    """The look of the notebooks' figures, and no figure open before or afterwards."""
+    style()
+    plt.close("all")
+    yield
+    plt.close("all")
 
 
 @pytest.fixture

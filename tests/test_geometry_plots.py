@@ -2,7 +2,6 @@
 
 import inspect
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
@@ -13,7 +12,7 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from helpers import curves, geometry_plots, plots
+from helpers import curves, geometry_plots
 from helpers.emotions import norms
 from helpers.plots import CALM, FEAR
 
@@ -75,12 +74,7 @@ SMALLEST = {
 }
 
 
-@pytest.fixture(autouse=True)
-def nothing_left_open():
-    plots.style()
-    plt.close("all")
-    yield
-    plt.close("all")
+pytestmark = pytest.mark.usefixtures("nothing_left_open")
 
 
 def drawn(name: str, *arguments: object) -> Figure:

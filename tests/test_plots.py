@@ -75,12 +75,7 @@ SMALLEST = {
 TABLE = pd.DataFrame({"depth": [0, 1], "value": [0.123456789, 1e-9]})
 
 
-@pytest.fixture(autouse=True)
-def nothing_left_open():
-    plots.style()
-    plt.close("all")
-    yield
-    plt.close("all")
+pytestmark = pytest.mark.usefixtures("nothing_left_open")
 
 
 @pytest.fixture
