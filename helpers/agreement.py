@@ -13,18 +13,19 @@ from torch import Generator, Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from helpers.config import CFG
-from helpers.continuations import Added, log_probs
+from helpers.continuations import log_probs
 from helpers.stats import interval, pearson
+from helpers.steering import Steer, added
 
 STEM = "I was so"
 
 
 def named_next(
-    model: TransformerBridge, texts: Sequence[str], words: Sequence[str], added: Added | None = None
+    model: TransformerBridge, texts: Sequence[str], words: Sequence[str], steer: Steer | None = None
 ) -> Float[Tensor, "text word"]:
     """Log probability (nats) of each word after each text and STEM."""
     asked = [f"{text} {STEM}" for text in texts]
-    scores = log_probs(model, asked, [[f" {word}"] * len(asked) for word in words], added)
+    scores = log_probs(model, asked, [[f" {word}"] * len(asked) for word in words], steer)
     return torch.stack([torch.stack([score.sum() for score in option]) for option in scores], -1)
 
 
@@ -50,7 +51,7 @@ def writes(
     Half the difference between adding and subtracting it, so what moves both ways alike cancels.
     """
     signs = torch.stack([vectors, -vectors], 1).flatten(0, 1).repeat_interleave(len(texts), 0)
-    found = named_next(model, list(texts) * (2 * len(vectors)), words, Added(depth, signs))
+    found = named_next(model, list(texts) * (2 * len(vectors)), words, added(depth, signs))
     up, down = found.view(len(vectors), 2, len(texts), len(words)).mean(2).unbind(1)
     return (up - down) / 2
 

@@ -1,66 +1,63 @@
 """What a model says next, steered or not: log probabilities of given continuations, and generated ones.
 
-Prompts are padded on the left with an explicit attention mask, so continuations are aligned and logits are computed
-at their positions only. Every function takes one row per run: a prompt, its vector, its continuation or seed.
+Every function takes one row per run: a prompt, how it is steered, its continuation or seed.
 """
 
-import csv
-import re
-from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 
 import pandas as pd
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from helpers.activations import batches, progress, tokens_at_once
-from helpers.config import DATA
-from helpers.prompts import first_token, tokens
-from helpers.steering import Steered, Steering, steered, steering_mask
+from helpers.passes import Batch, forward, left_padded, pointed, prefilled
+from helpers.prompts import tokens
+from helpers.steering import Steer, Steering, added, steered
 
-
-@dataclass(frozen=True)
-class Added:
-    """A vector per run to add to the residual stream at a depth, and the tokens that get it."""
-
-    depth: int
-    vectors: Float[Tensor, "run d_model"]
-    which: Steered = "both"
+Watch = Callable[[Int[Tensor, "row"], Batch, Tensor, dict[int, Tensor]], None]
 
 
 def log_probs(
     model: TransformerBridge,
     prompts: Sequence[str],
     options: Sequence[Sequence[str] | Sequence[list[int]]],
-    added: Added | None = None,
+    steer: Steer | None = None,
+    read_at: tuple[int, ...] = (),
+    watch: Watch | None = None,
 ) -> list[list[Float[Tensor, "token"]]]:
     """Log probability (nats) of every token of each option's continuations: by option, then by run.
 
     An option holds one continuation per prompt: a text, tokenised apart from its prompt so that the boundary stays,
-    or token ids. The prompt is read once for all options. Raises ValueError for an empty continuation, and when
-    prompt and continuation do not fit the context.
+    or token ids. The prompt is read once for all options. `watch` is shown what every batch of runs gives on the way:
+    its runs, the batch, the logits after the prompts, and the stream by depth for the depths `read_at` (a dictionary
+    that the next batch overwrites). Raises ValueError for an empty continuation, and when prompt and continuation do
+    not fit the context.
     """
-    before = _prompt_ids(model, prompts)
+    before = prompt_ids(model, prompts)
     after = [[_continuation_ids(model, continuation) for continuation in option] for option in options]
-    for option in after:
-        _check_runs(model, before, [len(ids) for ids in option], added)
-    longest = torch.tensor([max(len(ids) for ids in each) for each in zip(*after)])
+    for room in [[0] * len(before), *([len(ids) for ids in option] for option in after)]:
+        _check_runs(model, before, room, steer)
+    longest = torch.tensor([max([len(ids) for ids in each], default=0) for each in zip(*after)] or [0] * len(before))
     length = torch.tensor([len(ids) for ids in before]) + longest
     found: list[list[Tensor]] = [[torch.empty(0)] * len(before) for _ in options]
+    stream: dict[int, Tensor] = {}
     with (
         torch.no_grad(),
-        steered(model, *_start(model, added)) as steering,
+        steered(model, steer, read_at) as steering,
         progress(len(before), "run", "scoring") as bar,
     ):
-        for rows in batches(length, tokens_at_once(model)):
-            room = int(longest[rows].max())
-            batch = _left_padded(model, [before[r] for r in rows], room)
-            _steer(steering, added, rows, batch, room)
-            read = _read(model, batch, room, [tuple(before[r]) if added is None else int(r) for r in rows])
+        for rows in batches_of(before, length, 2 * tokens_at_once(model)):
+            batch = left_padded(model, [before[r] for r in rows], int(longest[rows].max()))
+            pointed(model, steering, steer, rows, batch)
+            steering.reading = stream.__setitem__
+            cache, logits = prefilled(model, batch, steering, steer)
+            steering.reading = None
+            if watch:
+                watch(rows, batch, logits[:, -1].float(), stream)
             for option, scores in zip(after, found):
-                written = _scores(model, batch, [option[r] for r in rows], *read, steering)
+                written = _scores(model, batch, [option[r] for r in rows], cache, logits, steering)
                 for row, score in zip(rows, written):
                     scores[row] = score
             bar.update(len(rows))
@@ -72,10 +69,10 @@ def log_odds(
     prompts: Sequence[str],
     act: Sequence[str],
     refrain: Sequence[str],
-    added: Added | None = None,
+    steer: Steer | None = None,
 ) -> Float[Tensor, "run"]:
     """Log probability of `act` minus that of `refrain` after each prompt, in nats, summed over their tokens."""
-    for_act, for_refrain = log_probs(model, prompts, [list(act), list(refrain)], added)
+    for_act, for_refrain = log_probs(model, prompts, [list(act), list(refrain)], steer)
     return torch.stack([a.sum() - r.sum() for a, r in zip(for_act, for_refrain)])
 
 
@@ -83,7 +80,7 @@ def generated(
     model: TransformerBridge,
     prompts: Sequence[str],
     n_tokens: int,
-    added: Added | None = None,
+    steer: Steer | None = None,
     seeds: Sequence[int | None] | None = None,
     temperature: float = 1.0,
     use_cache: bool = True,
@@ -97,24 +94,23 @@ def generated(
     """
     if n_tokens < 1 or not temperature > 0:
         raise ValueError(f"needs at least one token and a temperature above 0, got {n_tokens=} and {temperature=}")
-    before = _prompt_ids(model, prompts)
+    before = prompt_ids(model, prompts)
     seeds = list(seeds) if seeds is not None else [None] * len(before)
     if len(seeds) != len(before):
         raise ValueError(f"{len(seeds)} seeds for {len(before)} prompts")
-    _check_runs(model, before, [n_tokens] * len(before), added)
+    _check_runs(model, before, [n_tokens] * len(before), steer)
     found: list[list[int]] = [[]] * len(before)
     length = torch.tensor([len(ids) + n_tokens for ids in before])
     with (
         torch.no_grad(),
-        steered(model, *_start(model, added)) as steering,
+        steered(model, steer) as steering,
         progress(len(before), "text", "writing") as bar,
     ):
-        for rows in batches(length, 8 * tokens_at_once(model)):
-            batch = _left_padded(model, [before[r] for r in rows], room=n_tokens)
-            _steer(steering, added, rows, batch, n_tokens)
-            drawn = _decoded(
-                model, batch, n_tokens, [seeds[r] for r in rows], temperature, use_cache, steering, min_tokens
-            )
+        for rows in batches_of(before, length, 8 * tokens_at_once(model)):
+            batch = left_padded(model, [before[r] for r in rows], room=n_tokens)
+            pointed(model, steering, steer, rows, batch)
+            noise = [seeds[r] for r in rows]
+            drawn = _decoded(model, batch, steering, steer, noise, temperature, use_cache, min_tokens)
             for row, ids in zip(rows, drawn.tolist()):
                 end = model.tokenizer.eos_token_id
                 found[row] = ids[: ids.index(end)] if end in ids else ids
@@ -127,98 +123,27 @@ def side_by_side(
 ) -> pd.DataFrame:
     """The greedy continuation of a prompt without and with a vector added at a depth: columns run, text."""
     vectors = torch.stack([torch.zeros_like(vector), vector])
-    ids = generated(model, [prompt] * 2, n_tokens, Added(depth, vectors))
+    ids = generated(model, [prompt] * 2, n_tokens, added(depth, vectors))
     return pd.DataFrame({"run": ["unsteered", "steered"], "text": [model.tokenizer.decode(row) for row in ids]})
 
 
-def perplexity(scores: Float[Tensor, "token"]) -> float:
-    """exp of the mean negative log probability per token; NaN for no tokens."""
-    return float(scores.mean().neg().exp())
-
-
-def distinct_ngrams(ids: Sequence[int], n: int = 3) -> float:
-    """Share of a text's n-grams that are different ones (Li et al. 2016); 1 for a text shorter than n.
-
-    A loop of period p in a long text comes near p over its length. A loop can have a low perplexity, so a score
-    counts only beside this one.
-    """
-    grams = [tuple(ids[i : i + n]) for i in range(len(ids) - n + 1)]
-    return len(set(grams)) / len(grams) if grams else 1.0
-
-
-def word_kinds(texts: Sequence[str]) -> list[dict[str, int]]:
-    """How many words of each kind (hedging, direct action, negation: data/lexicons) each text has."""
-    with open(DATA / "lexicons" / "judgement_words.csv", newline="") as file:
-        kind_of = {row["word"]: row["kind"] for row in csv.DictReader(file)}
-    kinds = sorted(set(kind_of.values()))
-    found = []
-    for text in texts:
-        words = re.findall(r"[a-z]+(?:'[a-z]+)*", text.lower().replace("’", "'"))
-        found.append({kind: sum(kind_of.get(word) == kind for word in words) for kind in kinds})
-    return found
-
-
-@dataclass(frozen=True)
-class _Batch:
-    """Left-padded prompts, then columns that wait for a continuation."""
-
-    ids: Int[Tensor, "row pos"]
-    real: Bool[Tensor, "row pos"]  # False at padding; True at the columns to come
-
-    @property
-    def positions(self) -> Int[Tensor, "row pos"]:
-        return (self.real.cumsum(-1) - 1).clamp(min=0)
-
-
-def _left_padded(model: TransformerBridge, rows: Sequence[list[int]], room: int) -> _Batch:
-    width = max(len(ids) for ids in rows)
-    ids = torch.full((len(rows), width + room), first_token(model))
-    real = torch.zeros(len(rows), width + room, dtype=torch.bool)
-    for row, row_ids in enumerate(rows):
-        ids[row, width - len(row_ids) : width] = torch.tensor(row_ids)
-        real[row, width - len(row_ids) :] = True
-    return _Batch(ids.to(model.cfg.device), real.to(model.cfg.device))
-
-
-def _forward(
-    model: TransformerBridge, batch: _Batch, start: int, end: int, cache=None, use_cache=False, logits: int = 1
-):
-    """The model's output for columns `start` to `end`, those before `start` standing in the cache."""
-    return model.original_model(
-        input_ids=batch.ids[:, start:end],
-        attention_mask=batch.real[:, :end].long(),
-        position_ids=batch.positions[:, start:end].clamp(max=model.cfg.n_ctx - 1),  # columns no row of which is read
-        past_key_values=cache,
-        use_cache=use_cache,
-        logits_to_keep=logits,
-    )
-
-
-def _read(model: TransformerBridge, batch: _Batch, room: int, alike: Sequence[Hashable]):
-    """The cache of the batch's prompts, and the logits after them; rows that are alike are computed once."""
-    place = {key: i for i, key in enumerate(dict.fromkeys(alike))}
-    once = torch.tensor([alike.index(key) for key in place])
-    out = _forward(model, _Batch(batch.ids[once], batch.real[once]), 0, batch.ids.shape[1] - room, use_cache=True)
-    cache, logits = out.past_key_values, out.logits[:, -1:]
-    cache.activate_past_recording()  # so that a sliding window can be cropped after each option
-    if len(once) == len(alike):
-        return cache, logits
-    back = torch.tensor([place[key] for key in alike], device=logits.device)
-    cache.batch_select_indices(back)
-    return cache, logits[back]
+def batches_of(before: list[list[int]], length: Int[Tensor, "run"], batch_tokens: int) -> list[Int[Tensor, "row"]]:
+    """Runs grouped by similar length, those of one prompt side by side: they share the blocks below the steering."""
+    order = torch.tensor(sorted(range(len(before)), key=before.__getitem__))
+    return [order[rows] for rows in batches(length[order], batch_tokens)]
 
 
 def _scores(
-    model: TransformerBridge, batch: _Batch, option: Sequence[list[int]], cache, logits: Tensor, steering: Steering
+    model: TransformerBridge, batch: Batch, option: Sequence[list[int]], cache, logits: Tensor, steering: Steering
 ) -> list[Tensor]:
     """Log probabilities of one continuation per row after the prompts in the cache, which is left as it was."""
     more = max(len(ids) for ids in option) - 1
-    width = steering.start = cache.get_seq_length()
+    width = steering.start = batch.width
     ids = batch.ids.clone()
     for row, row_ids in enumerate(option):
         ids[row, width : width + len(row_ids)] = torch.tensor(row_ids)
     if more:
-        out = _forward(model, _Batch(ids, batch.real), width, width + more, cache, True, more)
+        out = forward(model, Batch(ids, batch.real, width), width, width + more, cache, more)
         logits = torch.cat([logits, out.logits], 1)
         cache.crop(-more)
     steering.start = 0
@@ -227,20 +152,33 @@ def _scores(
     return [score[: len(row_ids)] for score, row_ids in zip(scores, option)]
 
 
-def _decoded(model, batch, n_tokens, seeds, temperature, use_cache, steering, min_tokens) -> Int[Tensor, "row token"]:
+def _decoded(
+    model: TransformerBridge,
+    batch: Batch,
+    steering: Steering,
+    steer: Steer | None,
+    seeds: Sequence[int | None],
+    temperature: float,
+    use_cache: bool,
+    min_tokens: int,
+) -> Int[Tensor, "row token"]:
     """The tokens that fill the batch's room, one step at a time."""
-    width = batch.ids.shape[1] - n_tokens
-    ids, cache, seen = batch.ids, None, 0
+    width, ids = batch.width, batch.ids
     sampled = sorted({seed for seed in seeds if seed is not None})
     generators = [torch.Generator().manual_seed(seed) for seed in sampled]
     noise_row = torch.tensor([sampled.index(seed) if seed is not None else -1 for seed in seeds])
     done = torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
-    for end in range(width, width + n_tokens):
-        steering.start = seen
-        out = _forward(model, _Batch(ids, batch.real), seen, end, cache, use_cache)
-        if use_cache:
-            cache, seen = out.past_key_values, end
-        logits = out.logits[:, -1].float()
+    cache = None
+    for end in range(width, ids.shape[1]):
+        so_far = Batch(ids, batch.real, width)
+        if not use_cache:
+            logits = forward(model, so_far, 0, end).logits
+        elif cache is None:
+            cache, logits = prefilled(model, so_far, steering, steer)
+        else:
+            steering.start = end - 1
+            logits = forward(model, so_far, end - 1, end, cache).logits
+        logits = logits[:, -1].float()
         if end - width < min_tokens and model.tokenizer.eos_token_id < logits.shape[-1]:
             logits[:, model.tokenizer.eos_token_id] = -torch.inf
         if generators:
@@ -255,7 +193,8 @@ def _decoded(model, batch, n_tokens, seeds, temperature, use_cache, steering, mi
     return ids[:, width : end + 1]
 
 
-def _prompt_ids(model: TransformerBridge, prompts: Sequence[str]) -> list[list[int]]:
+def prompt_ids(model: TransformerBridge, prompts: Sequence[str]) -> list[list[int]]:
+    """The tokens of each prompt, position 0 first, without padding."""
     read = tokens(model, prompts)
     return [row[:length].tolist() for row, length in zip(read.ids, read.length)]
 
@@ -268,33 +207,14 @@ def _continuation_ids(model: TransformerBridge, continuation: str | list[int]) -
     return continuation
 
 
-def _check_runs(model: TransformerBridge, before: list[list[int]], room: list[int], added: Added | None) -> None:
+def _check_runs(model: TransformerBridge, before: list[list[int]], room: list[int], steer: Steer | None) -> None:
     if len(room) != len(before):
         raise ValueError(f"{len(room)} continuations for {len(before)} prompts")
-    if added is not None and len(added.vectors) != len(before):
-        raise ValueError(f"{len(added.vectors)} vectors for {len(before)} prompts")
+    if steer is not None and len(steer.draw) != len(before):
+        raise ValueError(f"{len(steer.draw)} steered runs for {len(before)} prompts")
     for number, (ids, more) in enumerate(zip(before, room)):
         if len(ids) + more > model.cfg.n_ctx:
             raise ValueError(
                 f"prompt {number} ({len(ids)} tokens) and its continuation ({more}) do not fit the {model.cfg.n_ctx} "
                 f"tokens that {model.cfg.model_name} reads: shorten one of them"
             )
-
-
-def _start(model: TransformerBridge, added: Added | None) -> tuple[int, Tensor, Tensor]:
-    """Arguments of `steered` before the first batch: without steering, a vector that is added nowhere."""
-    depth, vectors = (added.depth, added.vectors) if added else (0, torch.zeros(1, model.cfg.d_model))
-    return depth, vectors, torch.zeros(len(vectors), 0, dtype=torch.bool)
-
-
-def _steer(steering: Steering, added: Added | None, rows: Tensor, batch: _Batch, room: int) -> None:
-    """Point the steering at these rows, whose last `room` columns are continuation."""
-    steering.start = 0
-    if added is None:
-        steering.mask = torch.zeros_like(batch.real[:1])  # one row stands for all
-        return
-    width = batch.ids.shape[1] - room
-    prompt, continuation = batch.real.clone(), batch.real.clone()
-    prompt[:, width:], continuation[:, :width] = False, False
-    steering.mask = steering_mask(prompt, continuation, added.which)
-    steering.vectors = added.vectors[rows].to(batch.real.device)

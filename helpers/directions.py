@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import pandas as pd
 import torch
 from jaxtyping import Float
+from sklearn.linear_model import LogisticRegression
 from torch import Generator, Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
@@ -32,6 +33,26 @@ def mean_difference(
     Zero at a depth where the two means are the same. Raises ValueError like `mean_gap`, and when that is every depth.
     """
     return unit(mean_gap(emotional, neutral))
+
+
+def logistic_probe(
+    emotional: Float[Tensor, "emotional depth d_model"], neutral: Float[Tensor, "neutral depth d_model"]
+) -> Float[Tensor, "depth d_model"]:
+    """Unit normal of the plane that logistic regression puts between the two groups, at every depth.
+
+    L2-regularised (scikit-learn's C = 1) on activations scaled to a mean squared distance of 1 from their mean.
+    Zero where the activations do not differ. Raises ValueError like `mean_gap`.
+    """
+    mean_gap(emotional, neutral)  # refuses what has no difference
+    both = torch.cat([emotional, neutral])
+    centred = both - both.mean(0)
+    scale = centred.square().sum(-1).mean(0).sqrt()
+    side = torch.arange(len(both)) < len(emotional)
+    normals = torch.zeros(both.shape[1:])
+    for depth in (scale > 0).nonzero()[:, 0].tolist():
+        fitted = LogisticRegression(max_iter=1000).fit(centred[:, depth] / scale[depth], side)
+        normals[depth] = torch.from_numpy(fitted.coef_[0]).float()
+    return unit(normals)
 
 
 def refitted(
@@ -85,16 +106,21 @@ def logit_lens(
     Columns depth, side ("raised" or "lowered"), rank (1 is strongest), token, logit. What the final norm adds to a
     zero vector is taken off. (The logit lens: nostalgebraist 2020.)
     """
-    with torch.no_grad():
-        chosen = directions[list(depths)].to(next(model.original_model.parameters()))
-        through = model.unembed(model.ln_final(torch.cat([chosen, torch.zeros_like(chosen[:1])])[None]))[0].float()
-    logits = through[:-1] - through[-1]
+    logits = lens(model, directions[list(depths)])
     rows = []
     for depth, row in zip(depths, logits):
         for side, sign in (("raised", 1), ("lowered", -1)):
             best = (sign * row).topk(top).indices.tolist()
             rows += [(depth, side, rank, model.tokenizer.decode([i]), row[i].item()) for rank, i in enumerate(best, 1)]
     return pd.DataFrame(rows, columns=["depth", "side", "rank", "token", "logit"])
+
+
+@torch.no_grad()
+def lens(model: TransformerBridge, vectors: Float[Tensor, "vector d_model"]) -> Float[Tensor, "vector vocab"]:
+    """The logits of each vector under the final norm and unembedding, minus what the norm adds to a zero vector."""
+    rows = vectors.to(next(model.original_model.parameters()))
+    through = model.unembed(model.ln_final(torch.cat([rows, torch.zeros_like(rows[:1])])[None]))[0].float()
+    return (through[:-1] - through[-1]).cpu()
 
 
 def unit(vectors: Float[Tensor, "*any d_model"]) -> Float[Tensor, "*any d_model"]:

@@ -40,6 +40,19 @@ def synonyms() -> dict[str, set[str]]:
     return {emotion: set(table.loc[table["emotion"] == emotion, "word"]) for emotion in names()}
 
 
+def translations(language: str) -> dict[str, list[str]]:
+    """Each emotion's usual words in a language, "zh" or "ru" (data/lexicons/translations.csv).
+
+    Raises ValueError for another language.
+    """
+    table = pd.read_csv(DATA / "lexicons" / "translations.csv")
+    if language not in set(table["language"]):
+        known = ", ".join(sorted(set(table["language"])))
+        raise ValueError(f"translations.csv has no language {language!r}, only {known}")
+    table = table[table["language"] == language]
+    return {emotion: table.loc[table["emotion"] == emotion, "word"].tolist() for emotion in names()}
+
+
 def naming(lens: pd.DataFrame) -> dict[str, bool]:
     """Whether each emotion's vector raises a word of its own among its top tokens.
 

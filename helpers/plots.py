@@ -254,7 +254,7 @@ def token_strips(table: pd.DataFrame, title: str) -> Figure:
 def dose_response(table: pd.DataFrame, ylabel: str, xlabel: str, title: str, baseline: float | None = 0) -> Figure:
     """A read-out over strength: fear with its interval over prompts, random directions as quantile bands.
 
-    Columns direction, strength, value, low, high; one panel per `measure` if there is such a column. The value at
+    Columns method, strength, value, low, high; one panel per `measure` if there is such a column. The value at
     strength 0 stands under the direction "none" and belongs to every line.
     """
     table = table if "measure" in table else table.assign(measure=ylabel)
@@ -262,14 +262,14 @@ def dose_response(table: pd.DataFrame, ylabel: str, xlabel: str, title: str, bas
     figure, axes = plt.subplots(1, len(measures), figsize=(max(8, 4.2 * len(measures)), 4), squeeze=False)
     for ax, measure in zip(axes[0], measures):
         here = table[table["measure"] == measure]
-        zero = here[here["direction"] == "none"]
-        steered = here[here["direction"] != "none"]
-        for number, (direction, part) in enumerate(steered.groupby("direction", sort=False)):
+        zero = here[here["method"] == "none"]
+        steered = here[here["method"] != "none"]
+        for number, (method, part) in enumerate(steered.groupby("method", sort=False)):
             part = pd.concat([part, zero]).sort_values("strength")
-            colour = FEAR if number == 0 else str(0.35 + 0.4 * (number - 1) / steered["direction"].nunique())
+            colour = FEAR if number == 0 else str(0.35 + 0.4 * (number - 1) / steered["method"].nunique())
             ax.fill_between(part["strength"], part["low"], part["high"], color=colour, alpha=0.2, lw=0)
             look = {"color": colour, "ls": LINES[number % len(LINES)], "marker": MARKERS[number % 8]}
-            ax.plot(part["strength"], part["value"], **look, label=direction)
+            ax.plot(part["strength"], part["value"], **look, label=method)
         if baseline is not None:
             ax.axhline(baseline, color="black", lw=0.8, ls="--")
         ax.axvline(0, color="black", lw=0.5, ls=":")

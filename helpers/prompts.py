@@ -175,6 +175,17 @@ def dilemmas(split: str | None = None) -> pd.DataFrame:
     )
 
 
+def beginnings(kind: str, split: str | None = None) -> pd.DataFrame:
+    """Unfinished sentences that call for no emotion (data/prompts/beginnings.csv): prompt, split, kind, text.
+
+    `kind` is story or today. Raises ValueError for another, and for a split that the kind does not have.
+    """
+    table = pd.read_csv(DATA / "prompts" / "beginnings.csv")
+    if kind not in set(table["kind"]):
+        raise ValueError(f"beginnings.csv has no kind {kind!r}, only {', '.join(sorted(set(table['kind'])))}")
+    return of_split(table[table["kind"] == kind].reset_index(drop=True), split, f"beginnings.csv ({kind})")
+
+
 def neutral_texts() -> list[str]:
     """The fixed neutral texts (data/prompts/neutral.csv) on which residual norms and doses are measured."""
     return pd.read_csv(DATA / "prompts" / "neutral.csv")["text"].tolist()

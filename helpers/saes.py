@@ -62,6 +62,14 @@ def release(model: TransformerBridge) -> Release:
     )
 
 
+def has_saes(model: TransformerBridge) -> bool:
+    """Whether we know of SAEs for this model."""
+    try:
+        return bool(release(model))
+    except NoSAEs:
+        return False
+
+
 def sae_folder(model: TransformerBridge, depth: int) -> Path:
     """The folder of the SAE at this depth, downloaded if need be.
 

@@ -4,6 +4,7 @@ Every statistic reads the last axis and keeps the others (depths, draws), so res
 """
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
@@ -178,6 +179,15 @@ def share_interval(hits: int, of: int, confidence: float) -> tuple[float, float,
 def permutation_p(observed: Float[Tensor, "*#any"], null: Float[Tensor, "draw *#any"]) -> Values:
     """Share of null draws at or above the observed value, which itself counts as one (Phipson & Smyth 2010)."""
     return ((null >= observed).sum(0) + 1) / (len(null) + 1)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """The p-values corrected for their number, in their own order (Holm 1979)."""
+    corrected, largest = [0.0] * len(p_values), 0.0
+    for rank, i in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[i]))
+        corrected[i] = largest
+    return corrected
 
 
 def _gap(emotional: Group, neutral: Other) -> Values:

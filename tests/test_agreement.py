@@ -10,7 +10,8 @@ from torch import Generator, Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from helpers.agreement import named_next, of_random_sets, pleasantness, reads, writes
-from helpers.continuations import Added, log_probs
+from helpers.continuations import log_probs
+from helpers.steering import added
 
 TEXTS = ["He ran.", "I walked home along the quiet road, past the mill, and sat down by it.", "The dog barked at me."]
 WORDS = ["happy", "sad", "proud", "afraid", "downhearted"]  # of one and of several tokens
@@ -31,11 +32,11 @@ def test_the_words_are_of_one_and_of_several_tokens(model):
 
 def test_named_next_sums_log_probs_of_each_word_taken_by_itself(any_model, generator):
     asked = [f"{text} I was so" for text in TEXTS]
-    for added in (None, Added(1, drawn(any_model, generator, len(TEXTS)))):
-        found = named_next(any_model, TEXTS, WORDS, added)
+    for steer in (None, added(1, drawn(any_model, generator, len(TEXTS)))):
+        found = named_next(any_model, TEXTS, WORDS, steer)
         assert found.shape == (len(TEXTS), len(WORDS))
         for column, word in enumerate(WORDS):
-            scores = log_probs(any_model, asked, [[f" {word}"] * len(asked)], added)[0]
+            scores = log_probs(any_model, asked, [[f" {word}"] * len(asked)], steer)[0]
             torch.testing.assert_close(found[:, column], torch.stack([score.sum() for score in scores]), **CLOSE)
 
 
@@ -102,7 +103,7 @@ def test_writing_is_half_the_difference_of_adding_and_subtracting(any_model, gen
     vectors = drawn(any_model, generator, 3)
     found = writes(any_model, TEXTS, WORDS, 2, vectors)
     for vector, row in zip(vectors, found):
-        up, down = (named_next(any_model, TEXTS, WORDS, Added(2, (s * vector).expand(3, -1))) for s in (1, -1))
+        up, down = (named_next(any_model, TEXTS, WORDS, added(2, (s * vector).expand(3, -1))) for s in (1, -1))
         torch.testing.assert_close(row, ((up - down) / 2).mean(0), **CLOSE)
 
 

@@ -11,8 +11,10 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from helpers import continuations
 from helpers.activations import site
-from helpers.continuations import Added, distinct_ngrams, generated, log_odds, log_probs, perplexity, word_kinds
+from helpers.continuations import generated, log_odds, log_probs
 from helpers.models import load_model
+from helpers.passes import Batch
+from helpers.steering import added
 
 # A short prompt, one longer than the tiny models' sliding window of 16 tokens, one that comes twice.
 PROMPTS = [
@@ -39,28 +41,93 @@ def test_steered_log_probs_are_those_of_a_plain_steered_pass(
 ):
     for depth in (0, 1, any_model.cfg.n_layers):
         vectors = _vectors(any_model, generator)
-        both = log_probs(any_model, PROMPTS, [ACT, REFRAIN], Added(depth, vectors, which))
+        both = log_probs(any_model, PROMPTS, [ACT, REFRAIN], added(depth, vectors, which))
         for option, found in zip((ACT, REFRAIN), both):
             for prompt, continuation, vector, scores in zip(PROMPTS, option, vectors, found):
                 plain = _scored(any_model, prompt, continuation, depth, vector, which)
                 torch.testing.assert_close(scores, plain, **CLOSE)
 
 
+@pytest.mark.parametrize("how", ["unsteered", *WHICH])
+def test_what_is_watched_is_a_plain_pass_of_every_prompt_and_of_each_run_once(
+    any_model: TransformerBridge, generator: Generator, monkeypatch: pytest.MonkeyPatch, how: str
+):
+    vectors, read_at = _vectors(any_model, generator), (1, 2, any_model.cfg.n_layers)
+    steer = None if how == "unsteered" else added(1, vectors, how)
+    for at_once, n_batches in ((1024, 1), (1, 4)):
+        monkeypatch.setattr(continuations, "tokens_at_once", lambda model, at_once=at_once: at_once)
+        shown = []
+
+        def watch(rows: Tensor, batch: Batch, logits: Tensor, stream: dict[int, Tensor], shown: list = shown) -> None:
+            assert list(stream) == list(read_at)
+            of_rows = zip(rows.tolist(), logits, batch.prompt[:, : batch.width], *stream.values(), strict=True)
+            shown.append([(row, after, [each[real] for each in streams]) for row, after, real, *streams in of_rows])
+
+        log_probs(any_model, PROMPTS, [ACT, REFRAIN], steer, read_at, watch)
+        assert len(shown) == n_batches
+        runs = sorted((run for batch in shown for run in batch), key=lambda run: run[0])
+        assert [row for row, *_ in runs] == [0, 1, 2, 3]
+        for (_, after, streams), prompt, vector in zip(runs, PROMPTS, vectors):
+            ids = _ids(any_model, prompt)
+            plain = (any_model, ids, 1, vector, _where(len(ids), len(ids), how) if steer else ())
+            torch.testing.assert_close(after, _logits(*plain)[-1], **CLOSE)
+            for depth, stream in zip(read_at, streams):
+                torch.testing.assert_close(stream, _stream(depth, *plain), **CLOSE)
+
+
+def test_watching_without_options_shows_the_same_and_scores_nothing(any_model: TransformerBridge, generator: Generator):
+    steer, seen = added(1, _vectors(any_model, generator)), {True: {}, False: {}}
+    for scored, shown in seen.items():
+
+        def watch(rows: Tensor, batch: Batch, logits: Tensor, stream: dict[int, Tensor], shown: dict = shown) -> None:
+            shown.update({row: (each, there[-2:]) for row, each, there in zip(rows.tolist(), logits, stream[2])})
+
+        found = log_probs(any_model, PROMPTS, [ACT] if scored else [], steer, (2,), watch)
+        assert len(found) == scored
+    for row in range(4):
+        torch.testing.assert_close(seen[True][row], seen[False][row], **CLOSE)
+
+
+def test_watching_does_not_change_the_scores(any_model: TransformerBridge, generator: Generator):
+    steer = added(1, _vectors(any_model, generator))
+    watched = log_probs(any_model, PROMPTS, [ACT, REFRAIN], steer, (1, 3), lambda *shown: None)
+    torch.testing.assert_close(watched, log_probs(any_model, PROMPTS, [ACT, REFRAIN], steer), atol=0, rtol=0)
+
+
+def test_nothing_is_read_unless_a_depth_is_named(model: TransformerBridge):
+    shown = []
+    log_probs(model, PROMPTS, [ACT], watch=lambda rows, batch, logits, stream: shown.append(dict(stream)))
+    assert shown == [{}]
+
+
+def test_reading_below_the_steered_depth_or_above_the_model_is_refused(model: TransformerBridge):
+    steer = added(2, torch.ones(4, model.cfg.d_model))
+    for read_at, told in (((1, 3), "steering at depth 2 does not reach depth 1"), ((4,), "depth 4 is out of range")):
+        with pytest.raises(ValueError, match=told):
+            log_probs(model, PROMPTS, [ACT], steer, read_at)
+
+
+def test_a_wrong_number_of_steered_runs_is_refused_without_options_too(model: TransformerBridge):
+    for count in (2, 5):
+        with pytest.raises(ValueError, match=f"{count} steered runs for 4 prompts"):
+            log_probs(model, PROMPTS, [], added(1, torch.ones(count, model.cfg.d_model)))
+
+
 def test_a_batch_scores_as_its_rows_do_one_by_one(
     any_model: TransformerBridge, generator: Generator, monkeypatch: pytest.MonkeyPatch
 ):
-    added = Added(1, _vectors(any_model, generator))
-    together = [log_odds(any_model, PROMPTS, ACT, REFRAIN, each) for each in (None, added)]
+    steer = added(1, _vectors(any_model, generator))
+    together = [log_odds(any_model, PROMPTS, ACT, REFRAIN, each) for each in (None, steer)]
     monkeypatch.setattr(continuations, "tokens_at_once", lambda model: 1)
-    alone = [log_odds(any_model, PROMPTS, ACT, REFRAIN, each) for each in (None, added)]
+    alone = [log_odds(any_model, PROMPTS, ACT, REFRAIN, each) for each in (None, steer)]
     torch.testing.assert_close(together, alone, **CLOSE)
 
 
 def test_options_scored_together_score_as_they_do_apart(any_model: TransformerBridge, generator: Generator):
     long = [" a" * 40, " b", " c d e", " f" * 20]
-    for added in (None, Added(2, _vectors(any_model, generator))):
-        together = log_probs(any_model, PROMPTS, [ACT, long, REFRAIN, ACT], added)
-        apart = [log_probs(any_model, PROMPTS, [option], added)[0] for option in (ACT, long, REFRAIN, ACT)]
+    for steer in (None, added(2, _vectors(any_model, generator))):
+        together = log_probs(any_model, PROMPTS, [ACT, long, REFRAIN, ACT], steer)
+        apart = [log_probs(any_model, PROMPTS, [option], steer)[0] for option in (ACT, long, REFRAIN, ACT)]
         torch.testing.assert_close(together, apart, **CLOSE)
 
 
@@ -94,7 +161,7 @@ def test_steered_text_is_that_of_a_plain_loop(any_model: TransformerBridge, gene
     for depth in (1, any_model.cfg.n_layers):
         vectors = _vectors(any_model, generator)[:3]
         for which in WHICH:
-            texts = generated(any_model, prompts, 5, Added(depth, vectors, which))
+            texts = generated(any_model, prompts, 5, added(depth, vectors, which))
             assert texts == [_written(any_model, p, 5, depth, v, which) for p, v in zip(prompts, vectors)]
             written[which] += texts
     assert written["prompt"] != written["generated"] != written["both"] != written["prompt"]
@@ -104,11 +171,11 @@ def test_steered_text_is_that_of_a_plain_loop(any_model: TransformerBridge, gene
 def test_a_batch_writes_as_its_rows_do_one_by_one_and_without_a_cache(
     any_model: TransformerBridge, generator: Generator, monkeypatch: pytest.MonkeyPatch, seeds: list[int] | None
 ):
-    added = Added(1, _vectors(any_model, generator))
-    together = generated(any_model, PROMPTS, 10, added, seeds)
-    assert generated(any_model, PROMPTS, 10, added, seeds, use_cache=False) == together
+    steer = added(1, _vectors(any_model, generator))
+    together = generated(any_model, PROMPTS, 10, steer, seeds)
+    assert generated(any_model, PROMPTS, 10, steer, seeds, use_cache=False) == together
     monkeypatch.setattr(continuations, "tokens_at_once", lambda model: 0)
-    assert generated(any_model, PROMPTS, 10, added, seeds) == together
+    assert generated(any_model, PROMPTS, 10, steer, seeds) == together
 
 
 def test_a_sample_depends_on_its_own_seed_alone(model: TransformerBridge):
@@ -146,8 +213,8 @@ def test_a_planted_token_is_written_where_it_was_planted(any_model: TransformerB
     unembedding = any_model.original_model.get_output_embeddings().weight
     token = int(unembedding.norm(dim=-1).argmax())
     planted = 1000 * unembedding[token] / unembedding[token].norm()
-    added = Added(any_model.cfg.n_layers, planted.expand(len(PROMPTS), -1), which)
-    for first, *rest in generated(any_model, PROMPTS, 4, added):
+    steer = added(any_model.cfg.n_layers, planted.expand(len(PROMPTS), -1), which)
+    for first, *rest in generated(any_model, PROMPTS, 4, steer):
         # the prompt's last token decides the first one written, each written one the next
         assert (first == token) == (which != "generated")
         assert rest == [token] * 3 or which == "prompt"
@@ -168,17 +235,17 @@ def test_a_text_is_cut_before_its_first_end_and_the_others_go_on(
 
 
 def test_no_end_is_written_among_the_first_tokens_and_then_it_is(model_folder: Callable[[str], Path]):
-    """The model always prefers its end of text: a vector along that token's unembedding is added at the last depth."""
+    """The model always prefers its end of text: a vector along that token's unembedding, added at the last depth."""
     for family in ("gpt2", "gemma2"):
         model = load_model(str(model_folder(family)))  # one of its own, to be given another end
         unembedding = model.original_model.get_output_embeddings().weight
         end = int(unembedding.norm(dim=-1).argmax())
         model.tokenizer.eos_token = model.tokenizer.convert_ids_to_tokens(end)
         planted = 1000 * unembedding[end] / unembedding[end].norm()
-        added = Added(model.cfg.n_layers, planted.expand(len(PROMPTS), -1))
-        assert generated(model, PROMPTS, 6, added) == generated(model, PROMPTS, 6, added, min_tokens=0) == [[]] * 4
+        steer = added(model.cfg.n_layers, planted.expand(len(PROMPTS), -1))
+        assert generated(model, PROMPTS, 6, steer) == generated(model, PROMPTS, 6, steer, min_tokens=0) == [[]] * 4
         for least in (1, 3, 6, 9):
-            texts = generated(model, PROMPTS, 6, added, [None, 1, 2, None], 0.1, min_tokens=least)
+            texts = generated(model, PROMPTS, 6, steer, [None, 1, 2, None], 0.1, min_tokens=least)
             assert [len(ids) for ids in texts] == [min(least, 6)] * 4
             assert not any(end in ids for ids in texts)
 
@@ -218,41 +285,15 @@ def test_what_does_not_fit_the_context_is_refused_with_both_lengths(model: Trans
 
 
 def test_a_wrong_number_of_vectors_seeds_or_continuations_is_refused(model: TransformerBridge):
-    two = Added(1, torch.ones(2, model.cfg.d_model))
-    with pytest.raises(ValueError, match="2 vectors for 4 prompts"):
+    two = added(1, torch.ones(2, model.cfg.d_model))
+    with pytest.raises(ValueError, match="2 steered runs for 4 prompts"):
         log_odds(model, PROMPTS, ACT, REFRAIN, two)
-    with pytest.raises(ValueError, match="2 vectors for 4 prompts"):
+    with pytest.raises(ValueError, match="2 steered runs for 4 prompts"):
         generated(model, PROMPTS, 2, two)
     with pytest.raises(ValueError, match="3 seeds for 4 prompts"):
         generated(model, PROMPTS, 2, seeds=[1, 2, 3])
     with pytest.raises(ValueError, match="3 continuations for 4 prompts"):
         log_probs(model, PROMPTS, [ACT, REFRAIN[:3]])
-
-
-def test_perplexity_of_known_probabilities():
-    assert perplexity(torch.full((7,), 0.25).log()) == pytest.approx(4)
-    assert perplexity(torch.tensor([0.5, 0.125]).log()) == pytest.approx(4)  # the geometric mean
-    assert np.isnan(perplexity(torch.empty(0)))
-
-
-def test_distinct_ngrams_by_hand():
-    assert distinct_ngrams([1, 2, 3, 4, 5]) == 1
-    assert distinct_ngrams([1, 2, 1, 2, 1, 2, 1]) == 2 / 5  # 121 212 121 212 121
-    assert distinct_ngrams([7, 7, 7, 7], n=2) == 1 / 3
-    assert distinct_ngrams([1, 2, 3, 3], n=1) == 3 / 4
-    assert distinct_ngrams([1, 2]) == distinct_ngrams([]) == 1
-
-
-@pytest.mark.parametrize("period", [1, 2, 5])
-def test_a_loop_has_as_many_distinct_ngrams_as_its_period(period: int):
-    loop = list(range(period)) * 62
-    assert distinct_ngrams(loop[:62]) == period / 60
-
-
-def test_words_are_counted_by_kind_whatever_their_case_and_punctuation():
-    counted = word_kinds(['Apparently, he could NOT act. "Don\'t confess!" cried the notary; almost...', "", "A tree."])
-    assert counted[0] == {"hedging": 3, "negation": 2, "direct_action": 2}
-    assert counted[1] == counted[2] == {"hedging": 0, "negation": 0, "direct_action": 0}
 
 
 def _ids(model: TransformerBridge, prompt: str) -> list[int]:
@@ -276,16 +317,27 @@ def _logits(
     where: Sequence[int] = (),
 ) -> Tensor:
     """Logits of one text without padding, batch or cache, with a vector added at some of its positions."""
+    with torch.no_grad(), model.hooks(fwd_hooks=_hooks(model, depth, vector, where)):
+        return model.original_model(input_ids=torch.tensor([ids]), use_cache=False).logits[0]
 
+
+def _hooks(model: TransformerBridge, depth: int, vector: Tensor | None, where: Sequence[int]) -> list:
     def add(resid: Tensor, hook) -> Tensor:
         resid = resid.clone()
         for position in where:
             resid[0, position] += vector
         return resid
 
-    hooks = [(site(model, depth), add)] if vector is not None else []
-    with torch.no_grad(), model.hooks(fwd_hooks=hooks):
-        return model.original_model(input_ids=torch.tensor([ids]), use_cache=False).logits[0]
+    return [(site(model, depth), add)] if vector is not None else []
+
+
+def _stream(depth_read: int, model: TransformerBridge, ids: Sequence[int], *steering: object) -> Tensor:
+    """The residual stream of one text in the pass of `_logits`, steered likewise."""
+    kept = []
+    keep = (site(model, depth_read), lambda resid, hook: kept.append(resid[0].clone()))
+    with torch.no_grad(), model.hooks(fwd_hooks=[*_hooks(model, *steering), keep]):
+        model.original_model(input_ids=torch.tensor([ids]), use_cache=False)
+    return kept[0]
 
 
 def _where(n_prompt: int, n_all: int, which: str) -> range:
@@ -333,8 +385,3 @@ def _written(
 def test_no_tokens_and_no_temperature_are_refused(model: TransformerBridge, wrong: dict):
     with pytest.raises(ValueError, match="at least one token and a temperature above 0"):
         generated(model, PROMPTS, **wrong)
-
-
-def test_curly_apostrophes_and_dashes_do_not_hide_words():
-    assert word_kinds(["“Maybe” — I don’t"])[0] == word_kinds(['"Maybe" - I don\'t'])[0]
-    assert word_kinds(["don’t"])[0]["negation"] == 1

@@ -8,11 +8,14 @@ import pytest
 import torch
 from torch import Generator, Tensor
 from torch.nn.functional import normalize
+from transformer_lens.model_bridge import TransformerBridge
 from transformers import AutoModelForCausalLM
 
 from helpers.directions import (
     covariance_matched,
     isotropic,
+    lens,
+    logistic_probe,
     logit_lens,
     mean_difference,
     mean_gap,
@@ -22,7 +25,7 @@ from helpers.directions import (
     unit,
 )
 from helpers.models import load_model
-from helpers.stats import bootstrap_picks, counts
+from helpers.stats import auroc, bootstrap_picks, counts
 
 
 @pytest.fixture
@@ -45,14 +48,14 @@ def test_mean_gap_by_hand_with_groups_of_different_size():
     assert mean_gap(emotional, neutral).tolist() == [1, -4]
 
 
-@pytest.mark.parametrize("fitted", [mean_gap, mean_difference])
+@pytest.mark.parametrize("fitted", [mean_gap, mean_difference, logistic_probe])
 def test_an_empty_group_is_refused(acts, fitted):
     for groups in [(acts[0], acts[1, :0]), (acts[0, :0], acts[1])]:
         with pytest.raises(ValueError, match="at least one emotional and one neutral activation"):
             fitted(*groups)
 
 
-@pytest.mark.parametrize("fitted", [mean_gap, mean_difference])
+@pytest.mark.parametrize("fitted", [mean_gap, mean_difference, logistic_probe])
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_single_non_finite_activation_is_refused(acts, fitted, value):
     acts[1, 3, 2, 5] = value
@@ -60,9 +63,59 @@ def test_a_single_non_finite_activation_is_refused(acts, fitted, value):
         fitted(*acts)
 
 
-def test_identical_groups_are_refused(acts):
+@pytest.mark.parametrize("fitted", [mean_difference, logistic_probe])
+def test_identical_groups_are_refused(acts, fitted):
+    with pytest.raises(ValueError, match="are the two groups of texts identical"):
+        fitted(acts[0, :1].expand(12, 3, 16), acts[0, :1].expand(12, 3, 16))
+
+
+def test_mean_difference_of_a_group_with_itself_is_refused(acts):
     with pytest.raises(ValueError, match="are the two groups of texts identical"):
         mean_difference(acts[0], acts[0])
+
+
+def test_logistic_probe_recovers_a_planted_direction_at_every_depth(generator):
+    planted = normalize(torch.randn(3, 64, generator=generator), dim=-1)
+    emotional, neutral = torch.randn(2, 200, 3, 64, generator=generator)
+    found = logistic_probe(emotional + 5 * planted + 7, neutral + 7)
+    assert ((found * planted).sum(-1) > 0.9).all()
+    assert torch.allclose(found.norm(dim=-1), torch.ones(3))
+    assert torch.allclose(logistic_probe(neutral + 7, emotional + 5 * planted + 7), -found, atol=1e-3)
+
+
+@pytest.mark.parametrize("pairs", [20, 100])
+def test_logistic_probe_leaves_out_what_both_groups_vary_along(generator, pairs):
+    """The mean difference takes chance in a direction of large common variance for a part of the gap."""
+    emotional, neutral = torch.randn(2, 500 + pairs, 1, 16, generator=generator) * torch.tensor([10.0] + [1.0] * 15)
+    emotional[..., 1] += 2
+    probe, gap = (fitted(emotional[:pairs], neutral[:pairs])[0] for fitted in (logistic_probe, mean_difference))
+    assert 3 * probe[0].abs() < gap[0].abs()
+    held_out = [auroc(emotional[pairs:, 0] @ found, neutral[pairs:, 0] @ found) for found in (probe, gap)]
+    assert held_out[0] > held_out[1] + 0.1
+
+
+def test_logistic_probe_of_each_depth_is_its_own(acts):
+    together = logistic_probe(*acts)
+    alone = torch.cat([logistic_probe(*acts[:, :, [depth]]) for depth in range(3)])
+    assert torch.allclose(together, alone, atol=1e-6)
+
+
+@pytest.mark.parametrize("times", [1e-3, 1e3])
+def test_logistic_probe_does_not_depend_on_the_scale_or_the_origin(acts, times):
+    acts[0, ..., 3] += 1
+    found = logistic_probe(*acts)
+    assert torch.allclose(logistic_probe(*(times * acts)), found, atol=1e-3)
+    assert torch.allclose(logistic_probe(*(acts + 5)), found, atol=1e-3)
+
+
+@pytest.mark.parametrize("neutral", [12, 7, 1])
+@pytest.mark.parametrize("fitted", [mean_difference, logistic_probe])
+def test_where_nothing_differs_there_is_no_direction(acts, generator, fitted, neutral):
+    """Nor one made of rounding, whatever the sizes of the groups; 0.1 is no binary number."""
+    acts[:, :, 1] = torch.randn(16, generator=generator) + 0.1
+    found = fitted(acts[0], acts[1, :neutral])
+    assert torch.equal(found[1], torch.zeros(16))
+    assert torch.allclose(found[[0, 2]].norm(dim=-1), torch.ones(2))
 
 
 @pytest.mark.parametrize(
@@ -186,3 +239,37 @@ def test_logit_lens_names_the_token_whose_unembedding_is_the_direction(any_model
         table = logit_lens(any_model, unit(sign * rows.float()), depths=[0, 1, 2], top=3)
         first = table[(table["rank"] == 1) & (table["side"] == side)]
         assert first["token"].tolist() == [any_model.tokenizer.decode([id_]) for id_ in chosen]
+
+
+def test_lens_is_the_final_norm_and_unembedding_by_hand_minus_the_zero_vectors(any_model: TransformerBridge, generator):
+    hf = AutoModelForCausalLM.from_pretrained(any_model.cfg.folder)
+    final = next(part for name, part in hf.named_modules() if name.endswith(("ln_f", "final_layer_norm", "model.norm")))
+    vectors = torch.cat(
+        [isotropic(1, 4, 32, generator)[0] * torch.tensor([[0.1], [1], [5], [100]]), torch.zeros(1, 32)]
+    )
+    if any_model.cfg.centred:
+        vectors -= vectors.mean(-1, keepdim=True)  # as is all that the stream holds
+    with torch.no_grad():
+        expected = hf.get_output_embeddings()(final(vectors)) - hf.get_output_embeddings()(final(torch.zeros(32)))
+    found = lens(any_model, vectors)
+    assert found.shape == (5, 8192)
+    torch.testing.assert_close(found, expected, atol=1e-3, rtol=1e-3)
+    assert torch.equal(found[4], torch.zeros(8192))
+    assert found[:4].std(-1).min() > 0.1
+
+
+def test_lens_of_a_vector_does_not_depend_on_the_others(model: TransformerBridge, generator):
+    vectors = isotropic(1, 5, 32, generator)[0]
+    alone = torch.cat([lens(model, vector[None]) for vector in vectors])
+    torch.testing.assert_close(lens(model, vectors), alone, atol=1e-5, rtol=1e-5)
+
+
+def test_lens_takes_off_what_the_final_norm_adds(model_folder: Callable[[str], Path], tmp_path: Path, generator):
+    """A bias of the norm raises the same tokens whatever the vector: no two directions have it in common."""
+    vectors = isotropic(1, 3, 32, generator)[0]
+    before = lens(load_model(str(model_folder("gpt2"))), vectors)
+    shutil.copytree(model_folder("gpt2"), tmp_path, dirs_exist_ok=True)
+    hf = AutoModelForCausalLM.from_pretrained(tmp_path)
+    hf.transformer.ln_f.bias.data = 10 * torch.randn(32, generator=generator)
+    hf.save_pretrained(tmp_path)
+    torch.testing.assert_close(lens(load_model(str(tmp_path)), vectors), before, atol=1e-3, rtol=1e-3)

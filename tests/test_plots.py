@@ -18,7 +18,7 @@ ENDS = {"value": 0.6, "low": 0.5, "high": 0.7}
 DEPTHS = pd.DataFrame({"depth": [0, 1], "cohens_d": [1.0, 8.0], "gap_over_total_sd": [0.9, 1.9]})
 BY_STRENGTH = pd.DataFrame(
     [("none", 0.0), ("fear", -1.0), ("fear", 1.0), ("random, isotropic", 1.0), ("random, covariance-matched", -1.0)],
-    columns=["direction", "strength"],
+    columns=["method", "strength"],
 ).assign(**ENDS)
 SMALLEST = {
     "saturation": (DEPTHS, DEPTHS),

@@ -1,5 +1,6 @@
 """Every statistic against scipy, scikit-learn or a value worked by hand; resampling and intervals on planted data."""
 
+import itertools
 import math
 
 import numpy as np
@@ -286,3 +287,32 @@ def test_explained_variance_of_nothing_missing_of_the_mean_and_of_worse(generato
     assert stats.explained_variance(acts, acts) == 1
     assert stats.explained_variance(acts, acts.double().mean(0).expand(50, 8).float()) == pytest.approx(0, abs=1e-6)
     assert stats.explained_variance(acts, torch.zeros(50, 8)) < -1000
+
+
+def test_holm_by_hand_in_the_order_given():
+    # sorted: .01 * 4, .02 * 3, .03 * 2 raised to the .06 before it, .4 * 1
+    assert stats.holm([0.4, 0.01, 0.03, 0.02]) == pytest.approx([0.4, 0.04, 0.06, 0.06])
+    assert stats.holm([0.5, 0.3, 0.9]) == pytest.approx([1, 0.9, 1])
+    assert stats.holm([0.02, 0.02]) == pytest.approx([0.04, 0.04])
+    assert stats.holm([0.3]) == [0.3]
+    assert stats.holm([]) == []
+
+
+def test_holm_keeps_the_ranks_and_lies_between_p_and_bonferronis(generator):
+    p = torch.rand(50, generator=generator).pow(4).tolist()
+    corrected = stats.holm(p)
+    order = sorted(range(50), key=p.__getitem__)
+    assert all(corrected[i] <= corrected[j] for i, j in itertools.pairwise(order))
+    assert all(each <= found <= min(1, 50 * each) for each, found in zip(p, corrected))
+    assert corrected[order[0]] == 50 * min(p)
+    turned = torch.randperm(50, generator=generator).tolist()
+    assert stats.holm([p[i] for i in turned]) == [corrected[i] for i in turned]
+
+
+def test_holm_seldom_finds_anything_where_there_is_nothing_and_more_than_bonferroni_where_there_is(generator):
+    nulls = torch.rand(1000, 10, generator=generator)
+    assert np.mean([min(stats.holm(p)) < 0.05 for p in nulls.tolist()]) == pytest.approx(0.05, abs=0.02)
+    nulls[:, :8] /= 100  # eight true effects
+    beyond = np.mean([(np.array(stats.holm(p)) < 0.05).sum() - (np.array(p) < 0.005).sum() for p in nulls.tolist()])
+    assert beyond > 0.5
+    assert np.mean([min(stats.holm(p)[8:]) < 0.05 for p in nulls.tolist()]) == pytest.approx(0.05, abs=0.02)

@@ -1,0 +1,129 @@
+"""What a strength does to neutral text, and the strength that does as much: doses.
+
+A dose is the KL divergence from the unsteered to the steered model's prediction of the next token, in nats, mean over
+all tokens of neutral texts. Two methods are compared at equal dose, since a coefficient means something else for each.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import pandas as pd
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from transformer_lens.model_bridge import TransformerBridge
+
+from helpers.activations import progress, tokens_at_once
+from helpers.continuations import batches_of, prompt_ids
+from helpers.passes import left_padded, pointed, prefilled
+from helpers.steering import Method, Steer, steered
+from helpers.sweeps import Methods
+
+SMALLEST, GRID, CLOSE = 0.01, 5, 0.03  # of the cap; points from there to the cap; relative error of a dose
+
+
+@dataclass(frozen=True)
+class Meter:
+    """Neutral texts and what the unsteered model predicts after each of their tokens."""
+
+    model: TransformerBridge
+    ids: list[list[int]]
+    unsteered: list[Float[Tensor, "... vocab"]]  # log probabilities, by text, position 0 left out
+
+    @classmethod
+    def on(cls, model: TransformerBridge, texts: Sequence[str]) -> "Meter":
+        ids = prompt_ids(model, texts)
+        found: list[Tensor] = [torch.empty(0)] * len(ids)
+        _predict(model, ids, range(len(ids)), None, found.__setitem__)
+        return cls(model, ids, found)
+
+    def effects(
+        self, depth: int, method: Method, draw: Int[Tensor, "run"], strength: Float[Tensor, "run"]
+    ) -> tuple[Float[Tensor, "run"], Float[Tensor, "run"]]:
+        """The dose of each run, and how much it raises the text's own negative log likelihood, nats per token."""
+        count, tokens = len(self.ids), sum(len(ids) - 1 for ids in self.ids)
+        kl, loss = torch.zeros(len(draw)), torch.zeros(len(draw))
+
+        def keep(row: int, after: Tensor) -> None:
+            run, text = divmod(row, count)
+            fewer = self.unsteered[text] - after
+            kl[run] += (self.unsteered[text].exp() * fewer).sum().cpu()
+            said = torch.tensor(self.ids[text][2:], device=after.device)[:, None]
+            loss[run] += fewer[:-1].gather(-1, said).sum().cpu()
+
+        of_texts = [each.repeat_interleave(count) for each in (draw, strength)]
+        steer = Steer(method, (depth,), *of_texts, "prompt")
+        _predict(self.model, self.ids, [*range(count)] * len(draw), steer, keep)
+        return kl / tokens, loss / (tokens - count)
+
+    def strengths(
+        self, depth: int, method: Method, doses: Sequence[float], cap: float = 2.0, sign: int = 1
+    ) -> Float[Tensor, "draw dose"]:
+        """The smallest strength of each draw that causes each dose, within 3 %; NaN if none up to `cap` does.
+
+        A grid of strengths finds between which two the dose is reached, bisection does the rest. Negative strengths
+        with a `sign` of -1.
+        """
+        if not all(dose > 0 for dose in doses) or not cap > 0:
+            raise ValueError(f"doses and the cap must be above 0, got {list(doses)} and {cap}")
+        grid = cap * torch.logspace(torch.tensor(SMALLEST).log10(), 0, GRID)
+        draws, wanted = len(method), torch.tensor(list(doses))
+
+        def dose_of(draw: Tensor, strength: Tensor) -> Tensor:
+            return self.effects(depth, method, draw, sign * strength)[0]
+
+        on_grid = dose_of(torch.arange(draws).repeat_interleave(GRID), grid.repeat(draws)).view(draws, 1, GRID)
+        enough = on_grid >= wanted[:, None]
+        first = enough.int().argmax(-1)
+        high = grid[first].where(enough.any(-1), torch.nan)
+        low = torch.where(first > 0, grid[(first - 1).clamp(min=0)], 0.0)
+        draw = torch.arange(draws)[:, None].expand_as(high)
+        error = (on_grid.expand(-1, len(wanted), -1).gather(-1, first[..., None])[..., 0] / wanted - 1).abs()
+        for _ in range(12):
+            open_ = enough.any(-1) & (error > CLOSE)
+            if not open_.any():
+                break
+            middle = torch.where(low > 0, (low * high).sqrt(), high / 2)
+            found = dose_of(draw[open_], middle[open_])
+            over = found >= wanted.expand_as(high)[open_]
+            high[open_], low[open_] = middle[open_].where(over, high[open_]), low[open_].where(over, middle[open_])
+            error[open_] = torch.where(over, found / wanted.expand_as(error)[open_] - 1, error[open_])
+        return sign * high
+
+    def equal(self, methods: Methods, doses: Sequence[float], caps: Mapping[str, float] | None = None) -> pd.DataFrame:
+        """The strength at which every draw of every method causes each dose: depth, method, draw, dose, strength.
+
+        The table that `sweeps.sweep` takes; the strength is missing where a dose is not reached at the method's cap
+        (2 without one of its own).
+        """
+        rows = []
+        for depth, here in methods.items():
+            for name, method in here.items():
+                found = self.strengths(depth, method, doses, (caps or {}).get(name, 2.0)).tolist()
+                rows += [
+                    (depth, name, draw, dose, strength)
+                    for draw, strengths in enumerate(found)
+                    for dose, strength in zip(doses, strengths)
+                ]
+        return pd.DataFrame(rows, columns=["depth", "method", "draw", "dose", "strength"])
+
+
+@torch.no_grad()
+def _predict(
+    model: TransformerBridge,
+    ids: list[list[int]],
+    texts: Sequence[int],
+    steer: Steer | None,
+    keep: Callable[[int, Tensor], None],
+) -> None:
+    """Call `keep(row, log probabilities after each token but position 0)` for every row, which reads one text."""
+    before = [ids[text] for text in texts]
+    length = torch.tensor([len(each) for each in before])
+    with steered(model, steer) as steering, progress(len(texts), "text", "dosing") as bar:
+        for rows in batches_of(before, length, tokens_at_once(model)):
+            batch = left_padded(model, [before[row] for row in rows], 0)
+            pointed(model, steering, steer, rows, batch)
+            logits = prefilled(model, batch, steering, steer, batch.width)[1].float()
+            for row, here in zip(rows.tolist(), logits):
+                keep(row, here[1 - len(before[row]) :].log_softmax(-1))
+            bar.update(len(rows))

@@ -1,0 +1,61 @@
+"""Which SAE features steer: those whose decoder rows raise tokens, whatever they fire on (Arad et al. 2025)."""
+
+from collections.abc import Sequence
+
+import pandas as pd
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from transformer_lens.model_bridge import TransformerBridge
+
+from helpers.continuations import log_probs
+from helpers.directions import lens
+from helpers.features import at_words, top
+from helpers.passes import Batch
+from helpers.prompts import key_words
+from helpers.steering import added
+
+
+def candidates(model: TransformerBridge, sae, emotion: str, count: int) -> pd.DataFrame:
+    """The features that fire most at the emotion's key word, on `find` sentences: rank, feature, activation, fires.
+
+    The mean activation at the same place of matched sentences without the word is taken off (see `features.top`).
+    """
+    acts, minus = (at_words(model, sae, key_words(kind, "find", emotion)) for kind in ("key word", "matched"))
+    return top(acts, count, minus)
+
+
+def output_scores(
+    model: TransformerBridge,
+    depth: int,
+    vectors: Float[Tensor, "feature d_model"],
+    texts: Sequence[str],
+    top: int = 20,
+) -> pd.DataFrame:
+    """How much each vector, added to the texts, brings forth the tokens that it promises: feature (its row), score.
+
+    The promised tokens are the `top` that the logit lens of the vector raises most. After a text read with the vector
+    added, the score is (1 - rank / vocabulary) * probability, of the best rank and probability among them (Arad et al.
+    2025, eq. 2); the mean over texts. Near 0 for a vector that changes no prediction, at most 1. `unsteered` is the
+    same without the vector.
+    """
+    promised = lens(model, vectors).topk(top).indices
+    runs = [(feature, text) for feature in range(len(vectors)) for text in texts]
+    feature = torch.tensor([number for number, _ in runs])
+    scores = {}
+    for name, steer in (("score", added(depth, vectors[feature])), ("unsteered", None)):
+        found = torch.zeros(len(runs))
+
+        def watch(rows: Tensor, batch: Batch, logits: Tensor, stream: dict[int, Tensor], found=found) -> None:
+            found[rows] = _score(logits, promised[feature[rows]].to(logits.device)).cpu()
+
+        log_probs(model, [text for _, text in runs], [], steer, watch=watch)
+        scores[name] = found.view(len(vectors), len(texts)).mean(-1).tolist()
+    return pd.DataFrame({"feature": range(len(vectors)), **scores})
+
+
+def _score(logits: Float[Tensor, "row vocab"], promised: Int[Tensor, "row top"]) -> Float[Tensor, "row"]:
+    best = logits.gather(-1, promised).amax(-1, keepdim=True)
+    rank = (logits > best).sum(-1)
+    probability = logits.softmax(-1).gather(-1, promised).amax(-1)
+    return (1 - rank / logits.shape[-1]) * probability
