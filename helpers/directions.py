@@ -19,7 +19,8 @@ def mean_gap(
     """
     if len(emotional) == 0 or len(neutral) == 0:
         raise ValueError("a difference in means needs at least one emotional and one neutral activation")
-    gap = emotional.mean(0) - neutral.mean(0)
+    origin = neutral[0]  # subtracted first, so that no rounding is left where all are the same
+    gap = (emotional - origin).mean(0) - (neutral - origin).mean(0)
     if not gap.isfinite().all():
         raise ValueError("non-finite activations: the difference in means would be NaN")
     return gap
@@ -44,7 +45,7 @@ def logistic_probe(
     Zero where the activations do not differ. Raises ValueError like `mean_gap`.
     """
     mean_gap(emotional, neutral)  # refuses what has no difference
-    both = torch.cat([emotional, neutral])
+    both = torch.cat([emotional, neutral]) - neutral[0]
     centred = both - both.mean(0)
     scale = centred.square().sum(-1).mean(0).sqrt()
     side = torch.arange(len(both)) < len(emotional)

@@ -59,36 +59,42 @@ class Meter:
     def strengths(
         self, depth: int, method: Method, doses: Sequence[float], cap: float = 2.0, sign: int = 1
     ) -> Float[Tensor, "draw dose"]:
-        """The smallest strength of each draw that causes each dose, within 3 %; NaN if none up to `cap` does.
+        """The strength of each draw that causes each dose, within 3 %; NaN if none up to `cap` does.
 
-        A grid of strengths finds between which two the dose is reached, bisection does the rest. Negative strengths
+        A grid of strengths finds between which two the dose is first reached; bisection does the rest, at the strength
+        that a power law through both ends gives, or at their middle when that does not come nearer. Negative strengths
         with a `sign` of -1.
         """
         if not all(dose > 0 for dose in doses) or not cap > 0:
             raise ValueError(f"doses and the cap must be above 0, got {list(doses)} and {cap}")
         grid = cap * torch.logspace(torch.tensor(SMALLEST).log10(), 0, GRID)
-        draws, wanted = len(method), torch.tensor(list(doses))
+        shape = (len(method), len(doses))
+        draw, wanted = torch.arange(len(method))[:, None].expand(shape), torch.tensor(list(doses)).expand(shape)
 
         def dose_of(draw: Tensor, strength: Tensor) -> Tensor:
             return self.effects(depth, method, draw, sign * strength)[0]
 
-        on_grid = dose_of(torch.arange(draws).repeat_interleave(GRID), grid.repeat(draws)).view(draws, 1, GRID)
-        enough = on_grid >= wanted[:, None]
-        first = enough.int().argmax(-1)
-        high = grid[first].where(enough.any(-1), torch.nan)
-        low = torch.where(first > 0, grid[(first - 1).clamp(min=0)], 0.0)
-        draw = torch.arange(draws)[:, None].expand_as(high)
-        error = (on_grid.expand(-1, len(wanted), -1).gather(-1, first[..., None])[..., 0] / wanted - 1).abs()
-        for _ in range(12):
-            open_ = enough.any(-1) & (error > CLOSE)
+        on_grid = dose_of(torch.arange(len(method)).repeat_interleave(GRID), grid.repeat(len(method))).view(-1, GRID)
+        enough = on_grid[:, None] >= wanted[..., None]
+        reached, first = enough.any(-1), enough.int().argmax(-1)
+        high, high_dose = grid[first], on_grid.gather(1, first)
+        low, low_dose = grid[(first - 1).clamp(min=0)], on_grid.gather(1, (first - 1).clamp(min=0))
+        low[first == 0], low_dose[first == 0] = high[first == 0] / 1e3, high_dose[first == 0] / 1e6  # about quadratic
+        best, error = high.clone(), high_dose / wanted - 1
+        for turn in range(40):  # far more than a usual scale needs
+            open_ = reached & (error > CLOSE)
             if not open_.any():
                 break
-            middle = torch.where(low > 0, (low * high).sqrt(), high / 2)
-            found = dose_of(draw[open_], middle[open_])
-            over = found >= wanted.expand_as(high)[open_]
-            high[open_], low[open_] = middle[open_].where(over, high[open_]), low[open_].where(over, middle[open_])
-            error[open_] = torch.where(over, found / wanted.expand_as(error)[open_] - 1, error[open_])
-        return sign * high
+            share = ((wanted / low_dose).log() / (high_dose / low_dose).log()).clamp(0.02, 0.98)
+            middle = low * (high / low) ** (share if turn % 3 < 2 else 0.5)
+            found = torch.zeros(shape)
+            found[open_] = dose_of(draw[open_], middle[open_])
+            over = open_ & (found >= wanted)
+            under = open_ & (found < wanted)
+            high[over], high_dose[over] = middle[over], found[over]
+            low[under], low_dose[under] = middle[under], found[under]
+            best[open_], error[open_] = middle[open_], (found / wanted - 1).abs()[open_]
+        return sign * best.where(reached, torch.nan)
 
     def equal(self, methods: Methods, doses: Sequence[float], caps: Mapping[str, float] | None = None) -> pd.DataFrame:
         """The strength at which every draw of every method causes each dose: depth, method, draw, dose, strength.

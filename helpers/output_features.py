@@ -10,19 +10,19 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from helpers.continuations import log_probs
 from helpers.directions import lens
-from helpers.features import at_words, top
+from helpers.features import at_words
 from helpers.passes import Batch
 from helpers.prompts import key_words
 from helpers.steering import added
 
 
-def candidates(model: TransformerBridge, sae, emotion: str, count: int) -> pd.DataFrame:
-    """The features that fire most at the emotion's key word, on `find` sentences: rank, feature, activation, fires.
+def input_scores(model: TransformerBridge, sae, emotion: str) -> Float[Tensor, "d_sae"]:
+    """How much more each feature fires at the emotion's key word than at its place in matched sentences without it.
 
-    The mean activation at the same place of matched sentences without the word is taken off (see `features.top`).
+    Mean activation over the `find` sentences of data/prompts/key_words.csv minus that over the matched ones.
     """
     acts, minus = (at_words(model, sae, key_words(kind, "find", emotion)) for kind in ("key word", "matched"))
-    return top(acts, count, minus)
+    return acts.mean(0) - minus.mean(0)
 
 
 def output_scores(

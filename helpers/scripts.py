@@ -22,7 +22,9 @@ SCRIPTS = {"zh": "CJK", "ru": "CYRILLIC"}  # by language, as Unicode names of le
 def tokens_of_script(model: TransformerBridge, script: str) -> Int[Tensor, "id"]:
     """The ids of all tokens whose letters are of this script, which Unicode names begin with: CJK, CYRILLIC, LATIN."""
     vocabulary = model.tokenizer.batch_decode([[id_] for id_ in range(min(len(model.tokenizer), model.cfg.d_vocab))])
-    return torch.tensor([i for i, text in enumerate(vocabulary) if _is_of(text, script)], dtype=torch.long)
+    special = set(model.tokenizer.all_special_ids)
+    found = [i for i, text in enumerate(vocabulary) if i not in special and _is_of(text, script)]
+    return torch.tensor(found, dtype=torch.long)
 
 
 def first_tokens(model: TransformerBridge, words: Sequence[str], script: str) -> Int[Tensor, "id"]:
@@ -91,4 +93,5 @@ def leaks(
 
 def _is_of(text: str, script: str) -> bool:
     letters = [letter for letter in text if letter.isalpha()]
-    return bool(letters) and all(unicodedata.name(letter, "").startswith(script) for letter in letters)
+    whole = "\ufffd" not in text  # which stands for a part of a letter
+    return whole and bool(letters) and all(unicodedata.name(letter, "").startswith(script) for letter in letters)

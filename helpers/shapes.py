@@ -28,10 +28,13 @@ def turns(
     two lines of Simonsohn 2018) and p_holm over the curves; `visible`, the smallest `back` that this test finds with
     the given power at alpha over the number of curves.
 
-    Strengths ascend from 0. Raises ValueError for fewer than three, or fewer than two prompts on either side.
+    Strengths ascend from 0. Raises ValueError for fewer than three, for values that are missing or not finite, and for
+    fewer than two prompts on either side.
     """
-    if len(strengths) < 3 or strengths[0] != 0 or list(strengths) != sorted(strengths):
+    if len(strengths) < 3 or strengths[0] != 0 or list(strengths) != sorted(set(strengths)):
         raise ValueError(f"a turn needs three strengths or more that ascend from 0, got {list(strengths)}")
+    if len(strengths) != curves.shape[-1] or not curves.isfinite().all():
+        raise ValueError(f"a turn needs a finite value for each of the {len(strengths)} strengths")
     if min(validation.sum(), (~validation).sum()) < 2:
         raise ValueError("a turn needs at least two validation prompts and two others")
     way = curves[..., 1:-1] - curves[..., :1]

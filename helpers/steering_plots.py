@@ -94,7 +94,7 @@ def turns(curves: pd.DataFrame, tests: pd.DataFrame, ylabel: str, shown: Sequenc
     right.axvline(0, color="black", lw=0.8, ls="--")
     right.set_yticks(tests.index, tests["emotion"], fontsize=8)
     right.set(xlabel="way back from the turn (nats)", ylim=(-0.8, len(tests) - 0.2))
-    right.legend(fontsize=8, loc="lower right")
+    right.legend(fontsize=8, loc="lower right", bbox_to_anchor=(1, 1))
     figure.tight_layout()
     return figure
 
@@ -114,6 +114,7 @@ def scores_and_effects(table: pd.DataFrame, scores: Sequence[str], effect: str, 
         ax.set(xlabel=score.replace("_", " "))
         if table[score].max() > 30 * max(table[score].median(), 1e-9) > 0:
             ax.set_xscale("symlog", linthresh=max(float(table[score].median()), 1e-6))
+            ax.set_xlim(0, 3 * table[score].max())
     axes[0, 0].set_ylabel(ylabel)
     axes[0, -1].legend(fontsize=9)
     figure.tight_layout()
@@ -124,7 +125,7 @@ def reading(table: pd.DataFrame, prompt: str, width: int = 96) -> Figure:
     """One prompt continued at every strength, the regime marked at the left: columns strength, text, regime."""
     lines = [wrap(visible(row.text), width)[:3] or ["(nothing)"] for row in table.itertuples()]
     tops = np.cumsum([0, *[len(each) + 0.5 for each in lines]])
-    figure, ax = plt.subplots(figsize=(10.5, 0.21 * tops[-1] + 0.7))
+    figure, ax = plt.subplots(figsize=(10.5, 0.18 * tops[-1] + 0.5))
     for row, each, top in zip(table.itertuples(), lines, tops):
         ax.add_patch(plt.Rectangle((0, top - 0.25), 0.012, len(each), color=COLOURS[row.regime], ec="0.5", lw=0.5))
         ax.text(0.02, top, f"{row.strength:+g}", va="top", fontsize=9, weight="bold")
@@ -133,4 +134,18 @@ def reading(table: pd.DataFrame, prompt: str, width: int = 96) -> Figure:
     ax.set(xlim=(0, 1), ylim=(tops[-1], -0.6), title=f"{prompt} ...")
     ax.title.set_fontsize(10)
     ax.axis("off")
+    return figure
+
+
+def costs(table: pd.DataFrame) -> Figure:
+    """Seconds of a sweep as one thing grows, one panel each; dotted is proportional. Columns what, count, seconds."""
+    names = list(table["what"].unique())
+    figure, axes = plt.subplots(1, len(names), figsize=(3.2 * len(names), 3), squeeze=False)
+    for ax, name in zip(axes[0], names):
+        part = table[table["what"] == name]
+        ax.plot(part["count"], part["seconds"], color=FEAR, marker="o")
+        last = part.iloc[-1]
+        ax.plot(part["count"], part["count"] * last["seconds"] / last["count"], color=GREY, ls=":")
+        ax.set(xlabel=name, ylabel="seconds" if name == names[0] else "", ylim=(0, None), xticks=part["count"])
+    figure.tight_layout()
     return figure

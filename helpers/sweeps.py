@@ -149,7 +149,9 @@ def _cells(methods: Methods, strengths: Sequence[float] | pd.DataFrame, each: in
     for depth, here in methods.items():
         for name, method in here.items():
             if isinstance(strengths, pd.DataFrame):
-                mine = strengths[(strengths["depth"] == depth) & (strengths["method"] == name)].dropna()
+                mine = strengths[(strengths["depth"] == depth) & (strengths["method"] == name)].dropna(
+                    subset="strength"
+                )
                 pairs = list(zip(mine["draw"].tolist(), mine["strength"].tolist()))
             else:
                 pairs = [(d, float(s)) for d in range(len(method)) for s in dict.fromkeys(strengths) if s != 0]

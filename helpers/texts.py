@@ -25,14 +25,14 @@ def distinct_ngrams(ids: Sequence[int], n: int = 3) -> float:
     return len(set(grams)) / len(grams) if grams else 1.0
 
 
-def longest_loop(ids: Sequence[int], period: int = 12) -> int:
-    """Tokens of the longest stretch in which up to `period` tokens come again and again; 0 without a repetition."""
+def longest_loop(ids: Sequence[int], period: int = 10) -> int:
+    """Tokens of the longest stretch that says the same up to `period` tokens three times or more; 0 without one."""
     longest = 0
-    for step in range(1, min(period, len(ids) // 2) + 1):
+    for step in range(1, min(period, len(ids) // 3) + 1):
         run = 0
         for earlier, later in zip(ids, ids[step:]):
             run = run + 1 if earlier == later else 0
-            if run >= step:  # at least the whole stretch once more
+            if run >= 2 * step:
                 longest = max(longest, run + step)
     return longest
 

