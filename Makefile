@@ -30,6 +30,7 @@ test: $(READY)  ## run the tests
 	@$(PY) -m pytest
 
 bench: $(READY)  ## measure speed and memory, as ratios, on random weights of GPT-2 small's size
+	@$(PY) -m pip install --disable-pip-version-check $(PIP_ARGS) --quiet --no-deps steering-vectors==0.12.2
 	@$(PY) -m pytest tests/benchmarks --jaxtyping-packages= -s
 
 lab: $(READY)  ## open JupyterLab

@@ -13,9 +13,14 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from helpers.activations import residuals
+from helpers.config import CFG
+from helpers.stats import share_interval
 from helpers.sweeps import shifted
 from helpers.texts import word_kinds
 
+CRITERIA = {
+    "more_words": "more words", "higher_read": "higher read-out", "coherent": "not collapsed", "success": "all three"
+}  # fmt: skip
 REGIMES = ("unchanged", "surgical", "repetitive", "explosive")
 
 
@@ -101,6 +106,21 @@ def judged(
     found["more_words"], found["higher_read"] = found["words"] > 0, found["read"] > 0
     found["coherent"] = found["surgical"] > 0.5
     return found.assign(success=found["more_words"] & found["higher_read"] & found["coherent"])
+
+
+def success_shares(outcome: pd.DataFrame) -> pd.DataFrame:
+    """The share of runs that pass each criterion and all of them, with exact intervals, by method.
+
+    `outcome` is the table of `judged`; columns condition ("all three, emotion"), kind ("result" for the method
+    "emotion", else "control"), statistic, value, low, high.
+    """
+    rows = []
+    for column, label in CRITERIA.items():
+        for method, part in outcome.groupby("method", sort=False):
+            share = share_interval(int(part[column].sum()), len(part), CFG.confidence)
+            kind = "result" if method == "emotion" else "control"
+            rows.append((f"{label}, {method}", kind, "share of runs", *share))
+    return pd.DataFrame(rows, columns=["condition", "kind", "statistic", "value", "low", "high"])
 
 
 def reads(

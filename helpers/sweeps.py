@@ -131,6 +131,17 @@ def over_prompts(
     return pd.DataFrame(rows, columns=[*by, "value", "low", "high"])
 
 
+def outside(summary: pd.DataFrame, control: str, by: Sequence[str]) -> pd.DataFrame:
+    """The rows of a summary but the control's, with `outside`: whether low to high lies clear of the control's range.
+
+    The control is one of its methods, random directions for instance, and is compared within the columns `by`.
+    """
+    ranges = summary[summary["method"] == control][[*by, "low", "high"]]
+    both = summary[summary["method"] != control].merge(ranges, on=list(by), suffixes=("", "_control"))
+    clear = (both["low"] > both["high_control"]) | (both["high"] < both["low_control"])
+    return both.drop(columns=["low_control", "high_control"]).assign(outside=clear)
+
+
 @dataclass(frozen=True)
 class _Cell:
     """Runs that are made and kept together: some draws and strengths of one method at one depth."""

@@ -109,11 +109,10 @@ def test_a_strength_is_the_smallest_that_does(model: TransformerBridge):
 @pytest.mark.parametrize("sign", [1, -1])
 def test_strengths_rise_with_the_dose_whatever_the_order_of_the_doses(model: TransformerBridge, sign: int):
     meter, method = Meter.on(model, TEXTS), _method(model, "add")
-    wanted = [0.01, 0.02, 0.05, 0.051, 0.1, 0.2, 0.3]
+    wanted = [0.01, 0.02, 0.05, 0.054, 0.1, 0.2, 0.3]  # further apart than the 3 % of a strength that is close enough
     found = meter.strengths(1, method, wanted, cap=5.0, sign=sign)
-    assert (sign * found.diff(dim=-1) >= 0).all()
-    assert (sign * found[:, [0, 1, 2, 4, 5, 6]].diff(dim=-1) > 0).all()
-    assert torch.equal(meter.strengths(1, method, wanted[::-1], cap=5.0, sign=sign), found.flip(1))
+    assert (sign * found.diff(dim=-1) > 0).all()
+    torch.testing.assert_close(meter.strengths(1, method, wanted[::-1], cap=5.0, sign=sign), found.flip(1), **CLOSE)
 
 
 def test_strengths_of_a_draw_do_not_depend_on_the_other_draws(model: TransformerBridge):
@@ -144,6 +143,41 @@ def test_a_dose_that_the_smallest_strength_of_the_grid_exceeds_is_found_below_it
     for column, dose in enumerate(wanted):
         caused = meter.effects(1, strong, torch.arange(3), found[:, column])[0]
         assert caused.tolist() == pytest.approx([dose] * 3, rel=0.04)
+
+
+def test_equal_has_a_row_for_every_depth_method_draw_and_dose(model: TransformerBridge):
+    meter, wanted = Meter.on(model, TEXTS[::2]), [0.1, 0.02]
+    methods = {
+        2: {"add": _method(model, "add"), "ablated": _method(model, "ablate")},
+        1: {"add": _method(model, "add")},
+    }
+    found = meter.equal(methods, wanted, {"add": 20.0, "ablated": 0.01, "not there": 5.0})
+    assert list(found) == ["depth", "method", "draw", "dose", "strength"]
+    runs = [(2, "add"), (2, "ablated"), (1, "add")]
+    expected = [(*run, draw, dose) for run in runs for draw in range(3) for dose in wanted]
+    assert list(found[["depth", "method", "draw", "dose"]].itertuples(index=False, name=None)) == expected
+    for (depth, name), part in found.groupby(["depth", "method"]):
+        alone = meter.strengths(depth, methods[depth][name], wanted, cap=0.01 if name == "ablated" else 20.0)
+        torch.testing.assert_close(torch.tensor(part["strength"].tolist()), alone.flatten(), equal_nan=True, **CLOSE)
+    assert (found["strength"].isna() == found["method"].eq("ablated")).all()
+
+
+def test_equal_strengths_cause_equal_doses_whatever_the_method(any_model: TransformerBridge):
+    meter = Meter.on(any_model, TEXTS[::2])
+    kinds = {"long": Add(5 * _method(any_model, "add").vectors), "ablated": _method(any_model, "ablate to a centre")}
+    found = meter.equal({1: {"add": _method(any_model, "add")}, 2: kinds}, [0.02, 0.1], {"add": 20.0}).dropna()
+    assert set(found["method"]) == {"add", "long", "ablated"} and found["dose"].nunique() == 2
+    for run in found.itertuples():
+        method = {"add": _method(any_model, "add"), **kinds}[run.method]
+        caused = meter.effects(run.depth, method, torch.tensor([run.draw]), torch.tensor([run.strength]))[0].item()
+        assert caused == pytest.approx(run.dose, rel=0.04)
+
+
+def test_a_method_without_a_cap_of_its_own_is_tried_up_to_2(model: TransformerBridge):
+    meter, weak = Meter.on(model, TEXTS[::2]), Add(_method(model, "add").vectors[:1] / 20)
+    wanted = meter.effects(1, weak, torch.tensor([0, 0]), torch.tensor([1.0, 3.0]))[0].tolist()
+    for caps, missing in ((None, [False, True]), ({"other": 9.0}, [False, True]), ({"add": 9.0}, [False, False])):
+        assert meter.equal({1: {"add": weak}}, wanted, caps)["strength"].isna().tolist() == missing
 
 
 @pytest.mark.parametrize(("wanted", "cap"), [([0.1, 0.0], 2.0), ([-0.1], 2.0), ([math.nan], 2.0), ([0.1], 0.0)])

@@ -21,7 +21,8 @@ from nbformat import NotebookNode
 from helpers.claims import VERDICTS
 from helpers.config import DATA, FIGURES, ROOT
 
-MOST_CELLS, MOST_LINES, LONGEST_DEF, LARGEST = 50, 20, 3, 1_000_000
+MOST_CELLS, MOST_LINES, LONGEST_DEF, LARGEST = 60, 20, 3, 1_000_000
+NEED_SAES = {"04_output_features"}  # figures that a model without SAEs does not get
 NOTEBOOKS = run.chosen(run.NOTEBOOKS)
 # In prose: thresholds and confidence levels. Beyond these, only what data/claims.csv quotes for this notebook.
 NOT_A_RESULT = {"0.05", "0.1", "0.5", "50 %", "95 %"}
@@ -209,9 +210,9 @@ def random_run(
 @pytest.mark.parametrize(
     ("family", "numbers", "with_saes"),
     [
-        ("llama", ["01", "04", "05"], False),
+        ("llama", ["01", "05"], False),
         ("gpt_neox", ["01", "04", "05"], False),
-        ("llama", ["02", "03"], True),
+        ("llama", ["02", "03", "04"], True),
     ],
 )
 def test_notebooks_run_on_a_random_model_of_another_family(
@@ -222,6 +223,8 @@ def test_notebooks_run_on_a_random_model_of_another_family(
         done = nbformat.read(tmp_path / "executed" / path.name, as_version=4)
         assert [cell.execution_count for cell in _code_cells(done)] == list(range(1, len(_code_cells(done)) + 1))
         for saved in _saved(done):
+            if saved in NEED_SAES and not with_saes:
+                continue
             assert (figures / f"{saved}.png").is_file()
             assert set(pd.read_csv(figures / f"{saved}.csv")["model"]) == {name}
     for choices in figures.glob("*_choices.csv"):

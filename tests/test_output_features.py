@@ -1,5 +1,6 @@
-"""Output scores against a plain computation: what a vector promises, it must bring forth."""
+"""Input and output scores against plain computations: what a vector promises, it must bring forth."""
 
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -11,11 +12,15 @@ from torch.nn.functional import normalize
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import AutoModelForCausalLM
 
-from helpers.activations import site
+from helpers import prompts
+from helpers.activations import every_token, site
 from helpers.continuations import prompt_ids
 from helpers.directions import isotropic
+from helpers.features import top
 from helpers.models import load_model
-from helpers.output_features import output_scores
+from helpers.output_features import input_scores, output_scores
+from helpers.prompts import key_words
+from helpers.saes import load_sae
 
 SAID = 1500  # a token of bookworm's
 TEXTS = ["The box stood on the table.", "It was", "They walked home in the evening and had their supper."]
@@ -116,6 +121,38 @@ def test_what_the_model_says_anyway_scores_as_much_without_the_vector(sure: Tran
         found = output_scores(sure, 1, _row(sure)[None], TEXTS, top=1)
     assert found["unsteered"][0] > 0.9
     assert found["score"][0] == pytest.approx(found["unsteered"][0], rel=0.01)
+
+
+@pytest.mark.parametrize("emotion", ["afraid", "happy"])
+def test_input_scores_are_activations_at_the_key_word_minus_those_at_its_place_without_it(
+    model_with_saes: TransformerBridge, emotion: str
+):
+    sae, acts = load_sae(model_with_saes, 2), []
+    for kind in ("key word", "matched"):
+        at_word = []
+        for row in key_words(kind, "find", emotion).itertuples():
+            upto = re.match(rf".*\b{row.word}\b", row.sentence)[0]  # a model reads from left to right
+            at_word.append(every_token(model_with_saes, [upto], [2])[-1, 0])
+        acts.append(sae.encode(torch.stack(at_word)))
+    found, expected = input_scores(model_with_saes, sae, emotion), acts[0].mean(0) - acts[1].mean(0)
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-3)
+    assert found.shape == (64,) and found.min() < 0 < found.max()
+    best = top(acts[0], 5, acts[1])  # the candidates of the notebook on SAE features
+    assert found.topk(5).indices.tolist() == best["feature"].tolist()
+    assert found.topk(5).values.tolist() == pytest.approx(best["activation"].tolist(), rel=1e-3)
+
+
+def test_input_scores_use_find_sentences_of_the_emotion_alone(
+    model_with_saes: TransformerBridge, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    """What the rows of another split, kind or emotion hold makes no difference."""
+    sae, table = load_sae(model_with_saes, 2), key_words()
+    before = input_scores(model_with_saes, sae, "afraid")
+    used = table["kind"].isin(["key word", "matched"]) & table["split"].eq("find") & table["emotion"].eq("afraid")
+    (tmp_path / "prompts").mkdir()
+    monkeypatch.setattr(prompts, "DATA", tmp_path)
+    table[used].to_csv(tmp_path / "prompts" / "key_words.csv", index=False)
+    assert torch.equal(input_scores(model_with_saes, sae, "afraid"), before)
 
 
 def _row(model: TransformerBridge) -> Tensor:

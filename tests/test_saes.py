@@ -21,7 +21,17 @@ from helpers import saes
 from helpers.activations import every_token, site
 from helpers.models import known_models, load_model, uncentred, untrained_twin
 from helpers.prompts import neutral_texts
-from helpers.saes import NoSAEs, dashboard, decoder_rows, explanation, load_sae, reconstruction, release, sae_folder
+from helpers.saes import (
+    NoSAEs,
+    dashboard,
+    decoder_rows,
+    explanation,
+    has_saes,
+    load_sae,
+    reconstruction,
+    release,
+    sae_folder,
+)
 
 EYE = torch.eye(32)
 PERFECT = torch.cat([EYE, -EYE])
@@ -233,6 +243,14 @@ def test_an_sae_of_the_centred_stream_is_warned_of_whatever_its_file_says(with_s
 
 
 # What is refused
+
+
+def test_a_model_has_saes_in_its_folder_in_its_row_or_not_at_all(ours, model, named):
+    assert has_saes(ours) is True and has_saes(model) is False
+    shutil.rmtree(ours.cfg.folder / "saes")
+    assert has_saes(ours) is False
+    named(sae_release="tiny/saes", sae_hub_id="some/repository")
+    assert has_saes(ours) is True
 
 
 def test_a_model_without_saes_names_those_that_have_some(model):

@@ -24,8 +24,8 @@ from helpers.activations import site
 from helpers.continuations import prompt_ids
 from helpers.directions import isotropic
 from helpers.models import load_model
-from helpers.scripts import SCRIPTS, first_tokens, masses, tokens_of_script
-from helpers.steering import Ablate, Steer, added
+from helpers.scripts import SCRIPTS, first_tokens, leaks, masses, tokens_of_script
+from helpers.steering import Ablate, Add, Steer, added
 
 ENGLISH = ["afraid", "the", "dog", "was", "that", "he", "saw", "and", "house", "river"]
 CHINESE = ["害怕", "恐惧", "快乐", "房子", "河"]
@@ -197,15 +197,70 @@ def test_without_the_plant_nothing_leaks(trilingual: Callable, tied: bool, depth
     assert rises["word"] > 0.05  # the direction does what it does in English
 
 
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+def test_leaks_finds_the_planted_one_above_random_directions(trilingual: Callable, tied: bool):
+    found = {planted: _leaks(trilingual(tied, planted)) for planted in (True, False)}
+    for table in found.values():
+        assert list(table) == ["tokens", "dose", "method", "value", "low", "high"]
+        at = list(table[["dose", "method", "tokens"]].itertuples(index=False, name=None))
+        assert at == [(d, m, t) for d in (0.5, 1.5) for m in ("english", "random") for t in ("afraid", "zh", "ru")]
+        assert (table["low"] <= table["value"]).all() and (table["value"] <= table["high"]).all()
+    leak = found[True].set_index(["dose", "method", "tokens"])
+    for tokens in ("afraid", "zh"):
+        assert leak["low"][1.5, "english", tokens] > leak["high"][1.5, "random", tokens]
+        assert leak["value"][1.5, "english", tokens] > leak["value"][0.5, "english", tokens]
+    assert leak["value"][1.5, "english", "ru"] < 0.02
+    assert found[False]["value"].max() < 0.05
+
+
+def test_a_leak_is_the_mean_change_of_the_masses_and_of_several_draws_their_median(trilingual: Callable):
+    model = trilingual(True, True)
+    by_hand, found = _leak(model, 1), _leaks(model).set_index(["dose", "method", "tokens"])
+    for tokens in ("afraid", "zh", "ru"):
+        by_run = by_hand.groupby("run")[tokens].mean()
+        assert found["value"][1.5, "english", tokens] == pytest.approx(by_run[0], rel=1e-4)
+        draws = by_run[1:].quantile([0.5, 0.025, 0.975]).tolist()
+        assert found.loc[(1.5, "random", tokens)].tolist() == pytest.approx(draws, rel=1e-4)
+        texts, low, high = (
+            by_hand.loc[by_hand["run"] == 0, tokens],
+            *found.loc[(1.5, "english", tokens), ["low", "high"]],
+        )
+        assert texts.min() - 1e-6 <= low < high <= texts.max() + 1e-6
+
+
+def test_where_a_strength_is_missing_the_others_tell(trilingual: Callable):
+    """A draw that does not reach a dose is left out, and so is a method of which no draw does."""
+    model = trilingual(True, True)
+    whole = _leaks(model)
+    missing = lambda table: (table["method"] == "english") & (table["dose"] == 1.5)  # noqa: E731
+    found = _leaks(model, lambda plan: plan.assign(strength=plan["strength"].mask(missing(plan))))
+    pd.testing.assert_frame_equal(found, whole[~missing(whole)].reset_index(drop=True))
+    few = _leaks(model, lambda plan: plan.assign(strength=plan["strength"].mask(plan["draw"] > 4)))
+    pd.testing.assert_frame_equal(few, _leaks(model, lambda plan: plan[plan["draw"] <= 4]))
+    assert _leaks(model, lambda plan: plan.assign(strength=float("nan"))).empty
+
+
+def test_strengths_of_another_depth_say_nothing_of_this_one(trilingual: Callable):
+    model = trilingual(True, True)
+    found = _leaks(model, lambda plan: pd.concat([plan, plan.assign(depth=2, strength=50.0)]))
+    pd.testing.assert_frame_equal(found, _leaks(model))
+
+
+def test_a_vocabulary_without_such_tokens_has_no_leaks(model: TransformerBridge):
+    ids = {"zh": tokens_of_script(model, "CJK"), "the": torch.tensor([5])}
+    plan = pd.DataFrame([(1, "x", 0, 0.5, 1.0)], columns=["depth", "method", "draw", "dose", "strength"])
+    found = leaks(model, TEXTS, ids, 1, {"x": Add(torch.ones(1, 32))}, plan)
+    assert found.empty and list(found) == ["tokens", "dose", "method", "value", "low", "high"]
+    assert not leaks(model, TEXTS, {"the": ids["the"]}, 1, {"x": Add(torch.ones(1, 32))}, plan).empty
+
+
 def _of_any_script(model: TransformerBridge) -> set[int]:
     return {i for script in ("LATIN", "CJK", "CYRILLIC") for i in tokens_of_script(model, script).tolist()}
 
 
 def _leak(model: TransformerBridge, depth: int) -> pd.DataFrame:
     """How much the English direction (run 0) and twenty random ones of its length raise each set of tokens."""
-    word = model.original_model.get_output_embeddings().weight[_id(model.tokenizer, " afraid")].float()
-    english = (word - word.mean())[None]
-    vectors = 12 * torch.cat([english / english.norm(), isotropic(1, 20, 32, torch.Generator().manual_seed(5))[0]])
+    vectors = 12 * _vectors(model)
     afraid, script = first_tokens(model, AFRAID, "CJK"), tokens_of_script(model, "CJK")
     ids = {
         "word": torch.tensor([_id(model.tokenizer, " afraid")]),
@@ -217,6 +272,32 @@ def _leak(model: TransformerBridge, depth: int) -> pd.DataFrame:
     steer = added(depth, vectors.repeat_interleave(len(TEXTS), 0))
     rise = masses(model, TEXTS * 21, ids, steer) - masses(model, TEXTS * 21, ids)
     return rise.assign(run=torch.arange(21).repeat_interleave(len(TEXTS)).tolist())
+
+
+def _vectors(model: TransformerBridge) -> Tensor:
+    """Unit vectors: the English word's, and twenty random ones."""
+    word = model.original_model.get_output_embeddings().weight[_id(model.tokenizer, " afraid")].float()
+    english = (word - word.mean())[None]
+    return torch.cat([english / english.norm(), isotropic(1, 20, 32, torch.Generator().manual_seed(5))[0]])
+
+
+def _leaks(model: TransformerBridge, change: Callable = lambda plan: plan) -> pd.DataFrame:
+    """The same as a table of `leaks` at two doses; `change` may alter the strengths."""
+    vectors = _vectors(model)
+    methods = {"english": Add(vectors[:1]), "random": Add(vectors[1:])}
+    rows = [
+        (1, name, draw, dose, strength)
+        for name, method in methods.items()
+        for draw in range(len(method))
+        for dose, strength in ((1.5, 12.0), (0.5, 4.0))
+    ]
+    plan = pd.DataFrame(rows, columns=["depth", "method", "draw", "dose", "strength"])
+    ids = {
+        "afraid": first_tokens(model, AFRAID, "CJK"),
+        "zh": tokens_of_script(model, "CJK"),
+        "ru": tokens_of_script(model, "CYRILLIC"),
+    }
+    return leaks(model, TEXTS, ids, 1, methods, change(plan))
 
 
 def _tokenizer() -> PreTrainedTokenizerFast:

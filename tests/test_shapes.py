@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Generator, Tensor
 
-from helpers.shapes import turns
+from helpers.shapes import curves, falls, turns
 from helpers.stats import holm
 
 STRENGTHS = [0.0, 0.5, 1.0, 2.0, 4.0]
@@ -171,3 +171,65 @@ def test_a_curve_with_a_gap_is_no_turn(generator: Generator, strength: int):
 def test_no_curves_give_an_empty_table():
     found = turns(torch.zeros(0, 32, 5), STRENGTHS, VALIDATION)
     assert found.empty and list(found) == ["peak", "at", "way", "back", "p", "visible", "p_holm"]
+
+
+def _runs(rows: list[tuple]) -> pd.DataFrame:
+    return pd.DataFrame(rows, columns=["method", "draw", "strength", "prompt", "odds"])
+
+
+def test_curves_run_from_strength_0_upwards_with_the_prompts_in_the_order_given():
+    value = {"a": 1.0, "b": 10.0}
+    zero = [("none", 0, 0.0, prompt, -each) for prompt, each in value.items()]
+    steered = [
+        (method, draw, strength, prompt, factor * (100 * strength + each))
+        for method, draw, factor in (("x", 1, 1), ("x", 0, 2), ("y", 0, 3))
+        for strength in (2.0, 0.5)
+        for prompt, each in value.items()
+    ]
+    found = curves(_runs([*steered, *zero]), "odds", ["b", "a"])
+    one = torch.tensor([[[60.0, 210], [51, 201]]])
+    zeros = torch.tensor([[-10.0], [-1]]).expand(3, 2, 1)  # shared: strength 0 is run once for all
+    assert found.dtype == torch.float32
+    assert torch.equal(found, torch.cat([zeros, torch.cat([one, 2 * one, 3 * one])], -1))
+    assert torch.equal(curves(_runs([*zero, *steered]), "odds", ["a"]), found[:, 1:])
+
+
+def test_a_strength_that_a_draw_lacks_has_the_value_of_the_one_before():
+    rows = [("none", 0, 0.0, "a", 7.0)]
+    rows += [("x", draw, strength, "a", 10 * draw + strength) for draw in (1, 2) for strength in (1.0, 2.0, 4.0)]
+    short = [row for row in rows if row[1:3] not in ((2, 2.0), (2, 4.0))]
+    assert curves(_runs(short), "odds", ["a"]).tolist() == [[[7, 11, 12, 14]], [[7, 21, 21, 21]]]
+    late = [row for row in rows if row[1:3] not in ((1, 1.0), (2, 2.0))]
+    assert curves(_runs(late), "odds", ["a"]).tolist() == [[[7, 7, 12, 14]], [[7, 21, 21, 24]]]
+
+
+def test_falls_by_hand():
+    validation = torch.tensor([True, False, False, False])
+    found = falls(torch.tensor([[[0.0, 9, 1], [0, 4, 3], [8, 6, 3], [1, 5, 0]]]), validation, 0.9)
+    assert list(found) == ["value", "low", "high"]
+    fall = [4 - 3, 6 - 3, 5 - 0]  # from the strength that is highest for the first prompt, to the greatest
+    # two degrees of freedom: t = (2q - 1) / sqrt(2q (1 - q)) at the quantile q
+    reach = 0.9 / math.sqrt(2 * 0.95 * 0.05) * np.std(fall, ddof=1) / math.sqrt(3)
+    assert found.loc[0].tolist() == pytest.approx([3, 3 - reach, 3 + reach], rel=1e-6)
+
+
+def test_where_a_curve_is_highest_is_chosen_on_validation_prompts_and_its_fall_measured_on_the_others(
+    generator: Generator,
+):
+    means = noisy(torch.stack([PEAK, torch.tensor(NULLS["rising"])]), generator, noise=0.1)
+    found = falls(means, VALIDATION, 0.95)
+    assert found["value"].tolist() == pytest.approx([2, 0], abs=0.1)
+    assert found.loc[1].tolist() == [0, 0, 0]  # a curve that only rises falls by nothing, whatever the noise
+    assert found["low"][0] < 2 < found["high"][0] < 2.2
+    other = means.clone()
+    other[:, VALIDATION] = noisy(torch.stack([3 * PEAK, 3 * torch.tensor(NULLS["rising"])]), generator, 8)
+    assert falls(other, VALIDATION, 0.95).equals(found)
+    other[0, VALIDATION] = means[1, VALIDATION]  # which say that it is highest at the end
+    assert falls(other, VALIDATION, 0.95).loc[0].tolist() == [0, 0, 0]
+    down = falls(-means[:, :, [0, 1, 2]], VALIDATION, 0.95)  # from strength 0 itself
+    assert down["value"].tolist() == pytest.approx([3, 2], abs=0.1)
+
+
+def test_an_interval_of_falls_holds_the_true_fall_as_often_as_it_says(generator: Generator):
+    found = falls(noisy(PEAK.expand(2000, 5), generator, noise=0.5), VALIDATION, 0.8)
+    assert found["low"].lt(2).mul(found["high"] > 2).mean() == pytest.approx(0.8, abs=0.03)

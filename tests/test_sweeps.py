@@ -433,6 +433,119 @@ def test_a_folder_that_cannot_be_written_is_named(small: Sweep, tmp_path: Path):
     assert str(tmp_path / "runs") in str(raised.value)
 
 
+# Strengths of each draw's own
+
+
+@pytest.fixture
+def plan() -> pd.DataFrame:
+    """Strengths for the methods of `dosed`, with what they stand for; some are missing, some are of no method here."""
+    rows = [
+        (1, "fear", 0, 0.5, 1.0), (1, "fear", 0, 0.1, 0.25), (1, "random", 1, 0.5, 2.0), (1, "random", 0, 0.5, np.nan),
+        (1, "random", 0, 0.1, -0.5), (2, "fear", 0, 0.5, 1.0), (2, "fear", 0, 0.1, np.nan), (3, "fear", 0, 0.1, 9.0),
+        (2, "gone", 0, 0.1, 9.0), (2, "random", 0, 0.5, np.nan),
+    ]  # fmt: skip
+    return pd.DataFrame(rows, columns=["depth", "method", "draw", "dose", "strength"]).assign(note="as planned")
+
+
+@pytest.fixture
+def dosed(small: Sweep) -> Sweep:
+    made = Generator().manual_seed(4)
+    fear, random = Add(torch.randn(1, 32, generator=made)), Add(torch.randn(2, 32, generator=made))
+    methods = {1: {"fear": fear, "random": random}, 2: {"random": random, "fear": fear}}
+    return lambda **other: small(**{"methods": methods, **other})
+
+
+def test_every_run_of_a_table_of_strengths_has_the_draw_strength_and_dose_of_its_row(dosed: Sweep, plan: pd.DataFrame):
+    runs = dosed(strengths=plan)
+    assert list(runs)[:6] == RUN and list(runs)[-2:] == ["dose", "note"]
+    pairs = [(prompt, sample) for prompt in DILEMMAS["prompt"] for sample in (0, 1)]
+    expected = [
+        (name, depth, draw, strength, *pair, dose)
+        for depth, name, draw, strength, dose in (
+            (1, "fear", 0, 1.0, 0.5), (1, "fear", 0, 0.25, 0.1), (1, "random", 1, 2.0, 0.5),
+            (1, "random", 0, -0.5, 0.1), (2, "fear", 0, 1.0, 0.5),
+        )
+        for pair in pairs
+    ]  # fmt: skip
+    steered = runs[runs["method"] != "none"]
+    assert list(steered[[*RUN, "dose"]].itertuples(index=False, name=None)) == expected
+    assert steered["note"].eq("as planned").all()
+    none = runs[runs["method"] == "none"]
+    assert len(none) == len(pairs) and none.index.tolist() == list(range(len(pairs)))
+    assert none[["depth", "dose", "note"]].isna().all(axis=None) and none["strength"].eq(0).all()
+    assert runs["depth"].dtype == "Int64"
+
+
+def test_runs_of_a_table_are_those_of_a_plain_sweep_at_the_same_strengths(dosed: Sweep, plan: pd.DataFrame):
+    runs = dosed(strengths=plan)
+    plain = dosed(strengths=[1.0, 0.25, 2.0, -0.5])
+    both = runs.drop(columns=["dose", "note"]).merge(plain, "left", RUN, suffixes=("", " plain"))
+    assert len(both) == len(runs)
+    for column in set(plain) - set(RUN):
+        expected = both[f"{column} plain"].rename(column)
+        pd.testing.assert_series_equal(both[column], expected, **({} if column == "text" else CLOSE))
+    assert runs["text"].nunique() > len(DILEMMAS) * 2
+
+
+def test_a_table_without_further_columns_adds_none(dosed: Sweep, plan: pd.DataFrame):
+    runs = dosed(strengths=plan[["strength", "draw", "method", "depth"]])
+    assert_frame_equal(runs, dosed(strengths=plan).drop(columns=["dose", "note"]))
+
+
+def test_two_doses_that_take_the_same_strength_have_a_run_each(dosed: Sweep):
+    rows = [(1, "fear", 0, 0.1, 1.0), (1, "fear", 0, 0.2, 1.0)]
+    runs = dosed(strengths=pd.DataFrame(rows, columns=["depth", "method", "draw", "dose", "strength"]))
+    steered = runs[runs["method"] == "fear"]
+    assert steered.groupby(["dose", "prompt", "sample"]).size().tolist() == [1] * (2 * len(DILEMMAS) * 2)
+
+
+def test_a_sweep_of_a_table_depends_neither_on_the_size_of_its_pieces_nor_on_the_order_of_its_rows(
+    dosed: Sweep, plan: pd.DataFrame, monkeypatch: pytest.MonkeyPatch
+):
+    runs, turned = dosed(strengths=plan), dosed(strengths=plan[::-1]).sort_values(RUN, ignore_index=True)
+    assert_frame_equal(turned, runs.sort_values(RUN, ignore_index=True), **CLOSE)
+    monkeypatch.setattr(sweeps, "RUNS", 1)
+    assert_frame_equal(dosed(strengths=plan), runs, **CLOSE)
+
+
+def test_an_interrupted_sweep_of_a_table_goes_on_where_it_was(
+    model: TransformerBridge, dosed: Sweep, plan: pd.DataFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    whole = dosed(strengths=plan)
+    with monkeypatch.context() as patch:
+        _written(patch, stop=3)
+        with pytest.raises(KeyboardInterrupt):
+            dosed(strengths=plan, folder=tmp_path)
+    assert len(list(tmp_path.iterdir())) == 2
+    done = _written(monkeypatch)
+    assert_frame_equal(dosed(strengths=plan, folder=tmp_path), whole, check_exact=True)
+    assert len(done) == 2  # of four cells
+    with _unable(model):
+        assert_frame_equal(dosed(strengths=plan, folder=tmp_path), whole, check_exact=True)
+        renamed = dosed(strengths=plan.assign(dose=2 * plan["dose"]), folder=tmp_path)  # what a dose is called
+    assert_frame_equal(renamed, whole.assign(dose=2 * whole["dose"]), check_exact=True)
+
+
+@pytest.mark.parametrize(("column", "value"), [("strength", 0.75), ("draw", 1), ("depth", 2)])
+def test_a_changed_table_reads_no_stale_cell(
+    dosed: Sweep, plan: pd.DataFrame, tmp_path: Path, column: str, value: float
+):
+    dosed(strengths=plan, folder=tmp_path)
+    changed = plan[plan["method"] == "random"].copy()
+    changed.loc[changed["strength"] == -0.5, column] = value
+    fresh = dosed(strengths=changed)
+    assert value in fresh.loc[fresh["method"] == "random", column].tolist()
+    assert_frame_equal(dosed(strengths=changed, folder=tmp_path), fresh, check_exact=True)
+
+
+def test_a_table_of_which_no_strength_is_left_gives_the_unsteered_runs_and_an_empty_one_is_refused(
+    dosed: Sweep, plan: pd.DataFrame
+):
+    assert dosed(strengths=plan.assign(strength=np.nan))["method"].unique().tolist() == ["none"]
+    with pytest.raises(ValueError, match="one strength"):
+        dosed(strengths=plan[:0])
+
+
 def test_without_folder_nothing_is_kept_and_any_method_will_do(
     model: TransformerBridge, small: Sweep, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
