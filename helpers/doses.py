@@ -80,6 +80,7 @@ class Meter:
         high, high_dose = grid[first], on_grid.gather(1, first)
         low, low_dose = grid[(first - 1).clamp(min=0)], on_grid.gather(1, (first - 1).clamp(min=0))
         low[first == 0], low_dose[first == 0] = high[first == 0] / 1e3, high_dose[first == 0] / 1e6  # about quadratic
+        guessed = first == 0
         best, error = high.clone(), high_dose / wanted - 1
         for turn in range(40):  # far more than a usual scale needs
             open_ = reached & (error > CLOSE)
@@ -92,9 +93,12 @@ class Meter:
             over = open_ & (found >= wanted)
             under = open_ & (found < wanted)
             high[over], high_dose[over] = middle[over], found[over]
+            guessed &= ~under
+            lower = over & guessed  # the guess may lie above the answer
+            low[lower], low_dose[lower] = middle[lower] / 1e3, found[lower] / 1e6
             low[under], low_dose[under] = middle[under], found[under]
             best[open_], error[open_] = middle[open_], (found / wanted - 1).abs()[open_]
-        return sign * best.where(reached, torch.nan)
+        return sign * best.where(reached & (error <= CLOSE), torch.nan)
 
     def equal(self, methods: Methods, doses: Sequence[float], caps: Mapping[str, float] | None = None) -> pd.DataFrame:
         """The strength at which every draw of every method causes each dose: depth, method, draw, dose, strength.

@@ -33,15 +33,17 @@ class Limits:
     loop: float
 
 
-def limits(unsteered: pd.DataFrame, quantile: float = 0.975) -> Limits:
+def limits(unsteered: pd.DataFrame, quantile: float = 0.975, across: bool = False) -> Limits:
     """Quantiles of the differences between unsteered texts of the same prompt: columns prompt, sample, measures.
 
-    To be taken on validation prompts. Raises ValueError without two samples of a prompt.
+    To be taken on validation prompts. `across` compares the texts of different prompts instead, for greedy ones, of
+    which a prompt has but one. Raises ValueError where there are no two texts to compare.
     """
-    both = unsteered.merge(unsteered, on="prompt", suffixes=("", "_other"))
-    both = both[both["sample"] != both["sample_other"]]
+    both = unsteered.merge(unsteered, "cross", suffixes=("", "_other"))
+    same = both["prompt"] == both["prompt_other"]
+    both = both[~same if across else same & (both["sample"] != both["sample_other"])]
     if both.empty:
-        raise ValueError("limits need at least two unsteered samples of a prompt")
+        raise ValueError("limits need at least two unsteered texts to compare")
     ratio = both["perplexity"] / both["perplexity_other"]
     lost, longer = both["distinct_other"] - both["distinct"], both["loop"] - both["loop_other"]
     return Limits(*(float(values.quantile(quantile)) for values in (ratio, lost, longer)))
@@ -90,7 +92,7 @@ def judged(
     has.
     """
     runs = with_regimes(runs, limit).reset_index(drop=True)
-    counted, read = word_kinds(runs["text"], words), reads(model, runs["text"].tolist(), depth, vectors)
+    counted, read = word_kinds(runs["text"].tolist(), words), reads(model, runs["text"].tolist(), depth, vectors)
     read.columns = list(words)
     place = runs.reset_index().set_index(["prompt", "sample", "strength"])["index"].xs(0.0, level="strength")
     steered = runs[runs["strength"] != 0]
@@ -131,5 +133,7 @@ def reads(
     One row per text, one column per vector; 0 for a text without a word.
     """
     told = [text for text in dict.fromkeys(texts) if text.strip()]
+    if not told:
+        return pd.DataFrame(0.0, index=range(len(texts)), columns=range(len(vectors)))
     acts = residuals(model, told, ["mean"])["mean"][:, depth] @ vectors.T
     return pd.DataFrame(acts.numpy(), index=told).reindex(texts).fillna(0.0).reset_index(drop=True)

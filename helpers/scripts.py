@@ -73,7 +73,7 @@ def leaks(
     if not all(map(len, ids.values())):
         return pd.DataFrame(columns=["tokens", "dose", "method", "value", "low", "high"])
     before, rows = masses(model, texts, ids), []
-    for dose, at_dose in strengths.dropna().groupby("dose"):
+    for dose, at_dose in strengths[strengths["depth"] == depth].dropna(subset="strength").groupby("dose"):
         for name, method in methods.items():
             mine, changes = at_dose[at_dose["method"] == name], []
             for run in mine.itertuples():
@@ -86,7 +86,7 @@ def leaks(
                     value, *ends = mean_interval(by_draw[0], generator, CFG.bootstrap_draws, CFG.confidence)
                 else:
                     means = by_draw.mean(-1)
-                    value, ends = means.median().item(), [end.item() for end in interval(means, CFG.confidence)]
+                    value, ends = means.quantile(0.5).item(), [end.item() for end in interval(means, CFG.confidence)]
                 rows.append((tokens, dose, name, value, *ends))
     return pd.DataFrame(rows, columns=["tokens", "dose", "method", "value", "low", "high"])
 

@@ -10,7 +10,7 @@ import seaborn as sns
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 
-from helpers.plots import EMOTIONS, FEAR, GREY, LINES, MARKERS, visible
+from helpers.plots import EMOTIONS, FEAR, GREY, LINES, MARKERS
 from helpers.regimes import REGIMES
 
 COLOURS = dict(zip(REGIMES, ("#F2F2F2", "#9BC4E2", "#F0B27A", "#8E5572")))
@@ -29,7 +29,7 @@ def phase_map(table: pd.DataFrame, xlabel: str) -> Figure:
         grid = here.assign(share=share, code=here["commonest"].map(list(REGIMES).index))
         code, shown = (grid.pivot(index="depth", columns="strength", values=value) for value in ("code", "share"))
         sns.heatmap(
-            code.astype(int), annot=100 * shown, fmt=".0f", cmap=ListedColormap(list(COLOURS.values())), vmin=-0.5,
+            code.astype(float), annot=100 * shown, fmt=".0f", cmap=ListedColormap(list(COLOURS.values())), vmin=-0.5,
             vmax=len(REGIMES) - 0.5, cbar=False, ax=ax, annot_kws={"size": 8, "color": "black"}, linewidths=0.5,
         )  # fmt: skip
         ax.set(title=panel, xlabel=xlabel, ylabel="depth" if panel == panels[0] else "")
@@ -114,7 +114,7 @@ def scores_and_effects(table: pd.DataFrame, scores: Sequence[str], effect: str, 
         ax.set(xlabel=score.replace("_", " "))
         if table[score].max() > 30 * max(table[score].median(), 1e-9) > 0:
             ax.set_xscale("symlog", linthresh=max(float(table[score].median()), 1e-6))
-            ax.set_xlim(0, 3 * table[score].max())
+            ax.set_xlim(min(0, 3 * table[score].min()), 3 * table[score].max())
     axes[0, 0].set_ylabel(ylabel)
     axes[0, -1].legend(fontsize=9)
     figure.tight_layout()
@@ -123,7 +123,7 @@ def scores_and_effects(table: pd.DataFrame, scores: Sequence[str], effect: str, 
 
 def reading(table: pd.DataFrame, prompt: str, width: int = 96) -> Figure:
     """One prompt continued at every strength, the regime marked at the left: columns strength, text, regime."""
-    lines = [wrap(visible(row.text), width)[:3] or ["(nothing)"] for row in table.itertuples()]
+    lines = [wrap(row.text.replace("\n", "⏎").strip(), width)[:3] or ["(nothing)"] for row in table.itertuples()]
     tops = np.cumsum([0, *[len(each) + 0.5 for each in lines]])
     figure, ax = plt.subplots(figsize=(10.5, 0.18 * tops[-1] + 0.5))
     for row, each, top in zip(table.itertuples(), lines, tops):
@@ -131,8 +131,8 @@ def reading(table: pd.DataFrame, prompt: str, width: int = 96) -> Figure:
         ax.text(0.02, top, f"{row.strength:+g}", va="top", fontsize=9, weight="bold")
         ax.text(0.075, top, row.regime, va="top", fontsize=8, color="0.35", style="italic")
         ax.text(0.17, top, "\n".join(each), va="top", fontsize=8.5, family="monospace", parse_math=False)
-    ax.set(xlim=(0, 1), ylim=(tops[-1], -0.6), title=f"{prompt} ...")
-    ax.title.set_fontsize(10)
+    ax.set(xlim=(0, 1), ylim=(tops[-1], -0.6))
+    ax.set_title(f"{prompt} ...", fontsize=10, parse_math=False)
     ax.axis("off")
     return figure
 

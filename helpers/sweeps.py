@@ -163,7 +163,7 @@ def _cells(methods: Methods, strengths: Sequence[float] | pd.DataFrame, each: in
                 mine = strengths[(strengths["depth"] == depth) & (strengths["method"] == name)].dropna(
                     subset="strength"
                 )
-                pairs = list(zip(mine["draw"].tolist(), mine["strength"].tolist()))
+                pairs = list(dict.fromkeys(zip(mine["draw"].tolist(), mine["strength"].tolist())))
             else:
                 pairs = [(d, float(s)) for d in range(len(method)) for s in dict.fromkeys(strengths) if s != 0]
             for start in range(0, len(pairs), size):
@@ -274,7 +274,7 @@ def _steer(cell: _Cell, runs: pd.DataFrame, which: Steered) -> Steer | None:
 
 def _surroundings(model: TransformerBridge, texts: list[str]) -> str:
     """The fingerprint of all that is the same for every cell but the sweep's own arguments."""
-    tokenizer = model.tokenizer.get_vocab(), model.tokenizer.eos_token_id, prompt_ids(model, texts)
+    tokenizer = sorted(model.tokenizer.get_vocab().items()), model.tokenizer.eos_token_id, prompt_ids(model, texts)
     return fingerprint(surroundings(model.original_model, str(model.cfg.device)), tokenizer, CFG.seed)
 
 

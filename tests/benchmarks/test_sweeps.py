@@ -146,8 +146,7 @@ def test_extraction_from_40_pairs_against_steering_vectors(benchmark, model: Tra
     )
     raw = uncentred(model)
     table = pairs("fear_calm").head(40)
-    begin = raw.tokenizer.decode([first_token(raw)])
-    samples = [(begin + one, begin + other) for one, other in zip(table["emotional"], table["neutral"])]
+    samples = list(zip(table["emotional"], table["neutral"]))  # the bridge's tokenizer begins them with position 0
     read = tokens(raw, sides(table))
 
     def ours() -> torch.Tensor:
