@@ -7,6 +7,7 @@ the versions of the libraries are all part of its fingerprint.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from importlib.metadata import version
+from inspect import unwrap
 from pathlib import Path
 
 import joblib
@@ -83,7 +84,8 @@ def _plain(part: object) -> object:
         case Sequence():
             return [_plain(each) for each in part]
     if is_dataclass(part):
-        return [type(part).__name__, [[field.name, _plain(getattr(part, field.name))] for field in fields(part)]]
+        values = [[field.name, _plain(getattr(part, field.name))] for field in fields(part)]
+        return [type(part).__name__, _code(getattr(type(part), "difference", None)), values]
     raise TypeError(f"cannot tell whether a {type(part).__name__} has changed: give text, numbers, tables or tensors")
 
 
@@ -92,3 +94,11 @@ def _settings(module: torch.nn.Module) -> str:
     config = getattr(module, "config", None) or getattr(module, "cfg", None)
     settings = config.to_dict() if hasattr(config, "to_dict") else {}
     return str(sorted((name, str(value)) for name, value in settings.items() if name != "_name_or_path"))
+
+
+def _code(function: Callable | None) -> list:
+    """What a steering method computes, so that one edited in a notebook is known for another."""
+    if function is None:
+        return []
+    code = unwrap(function).__code__
+    return [code.co_code, list(code.co_names), [each for each in code.co_consts if isinstance(each, int | float | str)]]

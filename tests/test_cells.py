@@ -349,3 +349,15 @@ def _changed(weight: torch.Tensor) -> Iterator[None]:
     weight.data[last] += 1
     yield
     weight.data[last] = before
+
+
+def test_an_edited_method_has_another_fingerprint():
+    def method(code: str) -> object:
+        found: dict = {}
+        exec(f"from dataclasses import dataclass\n@dataclass\nclass Push:\n    by: int\n    {code}\n", found)
+        return found["Push"](1)
+
+    one = "def difference(self, resid, draw): return resid * 2"
+    assert fingerprint(method(one)) == fingerprint(method(one))
+    assert fingerprint(method(one)) != fingerprint(method(one.replace("2", "3")))
+    assert fingerprint(method(one)) != fingerprint(method(one.replace("*", "+")))

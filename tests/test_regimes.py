@@ -60,9 +60,19 @@ def test_texts_of_different_prompts_are_not_compared():
     assert limits(_unsteered(one + other[:1]), quantile=1.0) == Limits(2.0, 0.25, 0.0)
 
 
-def test_limits_need_two_samples_of_a_prompt():
-    with pytest.raises(ValueError, match="at least two unsteered samples of a prompt"):
+def test_greedy_texts_are_compared_across_prompts():
+    rows = [("a", 0, 10.0, 1.0, 0), ("b", 0, 30.0, 0.5, 4), ("c", 0, 20.0, 0.75, 6)]
+    assert limits(_unsteered(rows), quantile=1.0, across=True) == Limits(3.0, 0.5, 6.0)
+    two_of_b = _unsteered([*rows[1:], ("b", 1, 9000.0, 0.0, 99)])  # which are not compared with each other
+    assert limits(two_of_b, quantile=1.0, across=True) == Limits(450.0, 0.75, 93.0)
+    assert limits(_unsteered([("b", 0, 30.0, 0.5, 4), *rows[2:]]), quantile=1.0, across=True) == Limits(1.5, 0.25, 2.0)
+
+
+def test_limits_need_two_texts_to_compare():
+    with pytest.raises(ValueError, match="at least two unsteered texts to compare"):
         limits(_unsteered([("a", 0, 10.0, 1.0, 0), ("b", 0, 20.0, 0.5, 4)]))
+    with pytest.raises(ValueError, match="at least two unsteered texts to compare"):
+        limits(_unsteered([("a", 0, 10.0, 1.0, 0), ("a", 1, 20.0, 0.5, 4)]), across=True)
 
 
 # Regimes
