@@ -86,7 +86,8 @@ class Meter:
             open_ = reached & (error > CLOSE)
             if not open_.any():
                 break
-            share = ((wanted / low_dose).log() / (high_dose / low_dose).log()).clamp(0.02, 0.98)
+            known = low_dose.clamp(min=1e-12)  # rounding may leave less than nothing
+            share = ((wanted / known).log() / (high_dose / known).log()).clamp(0.02, 0.98)
             middle = low * (high / low) ** (share if turn % 3 < 2 else 0.5)
             found = torch.zeros(shape)
             found[open_] = dose_of(draw[open_], middle[open_])
