@@ -183,6 +183,7 @@ async def _executed(notebook: NotebookNode, source: Path) -> None:
             kernel_name="python3",
             resources={"metadata": {"path": str(source.parent)}},
             store_widget_state=False,
+            coalesce_streams=True,  # whatever the moments at which the kernel flushed
             extra_arguments=["--log-level=CRITICAL"],  # what matters comes back as a cell's error
             on_notebook_start=listening,
             on_cell_start=entered,
