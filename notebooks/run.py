@@ -94,13 +94,25 @@ def normalised(notebook: NotebookNode) -> NotebookNode:
     )
     for cell in notebook.cells:
         if cell.cell_type == "code":
-            cell.outputs = [output for output in cell.outputs if WIDGET_VIEW not in output.get("data", {})]
+            cell.outputs = _joined([output for output in cell.outputs if WIDGET_VIEW not in output.get("data", {})])
             for data in (output.data for output in cell.outputs if "data" in output):
                 if "text/plain" in data:
                     data["text/plain"] = ADDRESS.sub("", data["text/plain"])
     notebook.metadata.kernelspec = NotebookNode(KERNEL)
     notebook.metadata.language_info = NotebookNode(LANGUAGE)
     return notebook
+
+
+def _joined(outputs: list[NotebookNode]) -> list[NotebookNode]:
+    """The outputs with printed pieces that follow each other in one: where the kernel flushes is a matter of time."""
+    found: list[NotebookNode] = []
+    for output in outputs:
+        before = found[-1] if found else NotebookNode(output_type="none")
+        if output.output_type == before.output_type == "stream" and output.name == before.name:
+            before.text += output.text
+        else:
+            found.append(output)
+    return found
 
 
 def execute(source: Path, target: Path) -> None:
@@ -183,7 +195,6 @@ async def _executed(notebook: NotebookNode, source: Path) -> None:
             kernel_name="python3",
             resources={"metadata": {"path": str(source.parent)}},
             store_widget_state=False,
-            coalesce_streams=True,  # whatever the moments at which the kernel flushed
             extra_arguments=["--log-level=CRITICAL"],  # what matters comes back as a cell's error
             on_notebook_start=listening,
             on_cell_start=entered,

@@ -46,6 +46,17 @@ def test_an_executed_notebook_overwrites_the_committed_one_and_a_second_run_chan
     assert list(notebooks.iterdir()) == [path]
 
 
+def test_printed_pieces_are_joined_only_where_they_follow_each_other():
+    printed = [new_output("stream", name=name, text=text) for name, text in zip("ooeoo", "abcde")]
+    names = {"o": "stdout", "e": "stderr"}
+    for output in printed:
+        output.name = names[output.name]
+    shown = new_output("display_data", data={"text/plain": "x"})
+    cell = new_code_cell("1", outputs=[*printed[:3], shown, *printed[3:]])
+    joined = run._joined(cell.outputs)
+    assert [output.get("text") for output in joined] == ["ab", "c", None, "de"]
+
+
 def test_what_differs_from_run_to_run_is_dropped():
     cell = new_code_cell(
         "bar()", execution_count=3, metadata={"execution": {"iopub.status.busy": "now"}, "tags": ["a"]}
