@@ -3,7 +3,6 @@
 import unicodedata
 from collections.abc import Mapping, Sequence
 
-import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Int
@@ -13,8 +12,8 @@ from transformer_lens.model_bridge import TransformerBridge
 from helpers.config import CFG
 from helpers.continuations import log_probs
 from helpers.passes import Batch
-from helpers.stats import interval, mean_interval
 from helpers.steering import Method, Steer
+from helpers.sweeps import over_prompts
 
 SCRIPTS = {"zh": "CJK", "ru": "CYRILLIC"}  # by language, as Unicode names of letters begin
 
@@ -67,28 +66,27 @@ def leaks(
 ) -> pd.DataFrame:
     """How steering changes `masses`: tokens, dose, method, value, low, high; no rows where a set has no ids.
 
-    `strengths` has the strength of every method and draw at each dose (see `doses.Meter.equal`). A method with one draw
-    gets an interval over texts, one with several (random directions) the median and the quantiles over its draws.
+    `strengths` has the strength of every method and draw at each dose (see `doses.Meter.equal`). Intervals are those of
+    `sweeps.over_prompts`.
     """
-    if not all(map(len, ids.values())):
+    planned = strengths[(strengths["depth"] == depth) & strengths["method"].isin(list(methods))]
+    planned = planned.dropna(subset="strength").sort_values("dose", kind="stable")
+    if planned.empty or not all(map(len, ids.values())):
         return pd.DataFrame(columns=["tokens", "dose", "method", "value", "low", "high"])
-    before, rows = masses(model, texts, ids), []
-    for dose, at_dose in strengths[strengths["depth"] == depth].dropna(subset="strength").groupby("dose"):
-        for name, method in methods.items():
-            mine, changes = at_dose[at_dose["method"] == name], []
-            for run in mine.itertuples():
-                draw, strength = torch.full((len(texts),), run.draw), torch.full((len(texts),), run.strength)
-                changes.append(masses(model, texts, ids, Steer(method, (depth,), draw, strength)) - before)
-            for tokens in ids if changes else ():
-                by_draw = torch.tensor(np.stack([change[tokens] for change in changes]))
-                generator = torch.Generator().manual_seed(CFG.seed)
-                if len(by_draw) == 1:
-                    value, *ends = mean_interval(by_draw[0], generator, CFG.bootstrap_draws, CFG.confidence)
-                else:
-                    means = by_draw.mean(-1)
-                    value, ends = means.quantile(0.5).item(), [end.item() for end in interval(means, CFG.confidence)]
-                rows.append((tokens, dose, name, value, *ends))
-    return pd.DataFrame(rows, columns=["tokens", "dose", "method", "value", "low", "high"])
+    before, runs = masses(model, texts, ids), []
+    for run in planned.itertuples():
+        each = torch.full((len(texts),), run.draw), torch.full((len(texts),), float(run.strength))
+        change = masses(model, texts, ids, Steer(methods[run.method], (depth,), *each)) - before
+        named = change.assign(dose=run.dose, method=run.method, draw=run.draw, prompt=range(len(texts)))
+        runs.append(named.melt(["dose", "method", "draw", "prompt"], var_name="tokens"))
+    by, generator = ["tokens", "dose", "method"], torch.Generator()
+    return pd.concat(
+        [
+            over_prompts(part, "value", generator.manual_seed(CFG.seed), by)
+            for _, part in pd.concat(runs).groupby(["dose", "method", "tokens"], sort=False)
+        ],
+        ignore_index=True,
+    )
 
 
 def _is_of(text: str, script: str) -> bool:
