@@ -5,14 +5,16 @@ from collections.abc import Sequence
 import pandas as pd
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Generator, Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
+from helpers.config import CFG
 from helpers.continuations import log_probs
 from helpers.directions import lens
 from helpers.features import at_words
 from helpers.passes import Batch
 from helpers.prompts import key_words
+from helpers.stats import bootstrap_picks, interval
 from helpers.steering import added
 
 
@@ -52,6 +54,22 @@ def output_scores(
         log_probs(model, [text for _, text in runs], [], steer, watch=watch)
         scores[name] = found.view(len(vectors), len(texts)).mean(-1).tolist()
     return pd.DataFrame({"feature": range(len(vectors)), **scores})
+
+
+def gain(
+    table: pd.DataFrame, by: str, instead_of: str, effect: str, best: int, generator: Generator
+) -> tuple[float, float, float]:
+    """What choosing the `best` rows by one column gains in mean effect over choosing them by another, with an interval.
+
+    Bootstrap over rows; every draw chooses anew.
+    """
+
+    def gained(rows: pd.DataFrame) -> float:
+        return rows.nlargest(best, by)[effect].mean() - rows.nlargest(best, instead_of)[effect].mean()
+
+    picks = bootstrap_picks(CFG.bootstrap_draws, len(table), generator)
+    low, high = interval(torch.tensor([gained(table.iloc[pick.tolist()]) for pick in picks]), CFG.confidence)
+    return gained(table), low.item(), high.item()
 
 
 def _score(logits: Float[Tensor, "row vocab"], promised: Int[Tensor, "row top"]) -> Float[Tensor, "row"]:

@@ -142,6 +142,19 @@ def outside(summary: pd.DataFrame, control: str, by: Sequence[str]) -> pd.DataFr
     return both.drop(columns=["low_control", "high_control"]).assign(outside=clear)
 
 
+def beyond_carried(
+    runs: pd.DataFrame, readers: Readers, vectors: Float[Tensor, "draw d_model"], depth: int
+) -> Float[Tensor, "draw name"]:
+    """The change of each read-out at a depth, mean over prompts, minus what each added vector itself contributes.
+
+    `runs` is a sweep that added `vectors` at strength 1; residual streams carry them along unchanged.
+    """
+    columns = [f"{name} at {depth}" for name in readers.names]
+    before = runs[runs["method"] == "none"][columns].mean().to_numpy()
+    after = runs[runs["method"] != "none"].groupby("draw")[columns].mean().to_numpy()
+    return torch.tensor(after - before).float() - vectors @ readers.vectors[depth].T
+
+
 @dataclass(frozen=True)
 class _Cell:
     """Runs that are made and kept together: some draws and strengths of one method at one depth."""

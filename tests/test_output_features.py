@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 from torch import Generator, Tensor
@@ -18,7 +19,7 @@ from helpers.continuations import prompt_ids
 from helpers.directions import isotropic
 from helpers.features import top
 from helpers.models import load_model
-from helpers.output_features import input_scores, output_scores
+from helpers.output_features import gain, input_scores, output_scores
 from helpers.prompts import key_words
 from helpers.saes import load_sae
 
@@ -187,3 +188,13 @@ def _probabilities(model: TransformerBridge, text: str, depth: int, vector: Tens
     hooks = [] if vector is None else [(site(model, depth), change)]
     with torch.no_grad(), model.hooks(fwd_hooks=hooks):
         return model.original_model(input_ids=torch.tensor([ids])).logits[0, -1].softmax(-1)
+
+
+def test_gain_of_choosing_by_one_score_over_another(generator: Generator):
+    effect = list(range(40))
+    table = pd.DataFrame({"effect": effect, "good": effect, "bad": effect[::-1]}).astype(float)
+    value, low, high = gain(table, "good", "bad", "effect", 3, generator)
+    assert value == 38 - 1
+    assert 25 < low < value
+    assert low < high < 39
+    assert gain(table, "good", "good", "effect", 3, generator) == (0, 0, 0)

@@ -768,3 +768,12 @@ def _written(monkeypatch: pytest.MonkeyPatch, stop: int | None = None) -> list[i
 
     monkeypatch.setattr(sweeps, "written", counted)
     return done
+
+
+def test_what_a_vector_carries_along_itself_is_taken_off(model: TransformerBridge, generator: Generator):
+    vectors, reader = torch.randn(2, 32, generator=generator), torch.randn(3, 32, generator=generator)
+    readers = sweeps.Readers(["a", "b", "c"], {1: reader, 3: reader})
+    runs = sweeps.sweep(model, DILEMMAS, {1: {"x": Add(vectors)}}, [1], readers=readers)
+    at_once = sweeps.beyond_carried(runs, readers, vectors, 1)  # nothing has answered yet
+    torch.testing.assert_close(at_once, torch.zeros(2, 3), atol=1e-4, rtol=0)
+    assert sweeps.beyond_carried(runs, readers, vectors, 3).abs().max() > 0.01
