@@ -107,7 +107,7 @@ def prefilled(
     start, above = entry_depth(model, steer), _cache(model, batch.ids.shape[1])
     try:
         steering.entry = stream[same]
-        with _skipped(model, start):
+        with skipped(model, start):
             out = forward(model, batch, 0, batch.width, above, logits)
     finally:
         steering.entry = None
@@ -135,7 +135,7 @@ def _entering(model: TransformerBridge, batch: Batch, steering: Steering, cache:
 
 
 @contextmanager
-def _skipped(model: TransformerBridge, count: int) -> Iterator[None]:
+def skipped(model: TransformerBridge, count: int) -> Iterator[None]:
     """The first blocks pass on what they get, for the duration."""
     blocks = list(model.blocks)[:count]
     try:

@@ -1,0 +1,191 @@
+"""What a model holds while it goes through a conversation, recorded turn by turn.
+
+Every turn is one pass over its own tokens, those before it standing in the KV cache; a turn that the model writes is
+one pass per token. Hooks are entered once per recording.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import pandas as pd
+import torch
+from jaxtyping import Float, Int
+from torch import Generator, Tensor
+from transformer_lens.model_bridge import TransformerBridge
+from transformers import DynamicCache
+
+from helpers import scenarios
+from helpers.activations import checked_site, progress, site
+from helpers.readouts import Background
+from helpers.scenarios import Conversation, Scenario, calibration, check_fits, turn_ids
+
+TurnPosition = Literal["end of turn", "mean of turn"]
+
+
+@dataclass(frozen=True)
+class Recording:
+    """The residual stream at every recorded token of one conversation, in float32 on the CPU.
+
+    Depth l of `stream` is what enters block l (what attention and MLP of block l - 1 have left); layer l of `attention`
+    is the stream between the attention and the MLP of block l, None where it was not recorded.
+    """
+
+    conversation: Conversation
+    tokens: pd.DataFrame  # one row per recorded token: pos, turn (from 1), speaker, role, token, ends (the turn)
+    stream: Float[Tensor, "token depth d_model"]
+    attention: Float[Tensor, "token layer d_model"] | None
+    ids: Int[Tensor, "pos"]  # the whole conversation as it was read, position 0 included
+
+    def at_turns(self, position: TurnPosition = "end of turn") -> Float[Tensor, "turn depth d_model"]:
+        """The stream of every turn: at its last token, or the mean over its tokens (position 0 left out)."""
+        if position == "end of turn":
+            return self.stream[torch.tensor(self.tokens["ends"].to_numpy())]
+        if self.tokens["ends"].all():
+            raise ValueError("only the end of every turn was recorded: there is no mean over its tokens")
+        inside = self.tokens["pos"].to_numpy() > 0
+        turn = self.tokens["turn"].to_numpy()
+        return torch.stack([self.stream[(turn == number) & inside].mean(0) for number in sorted(set(turn))])
+
+    @property
+    def turns(self) -> pd.DataFrame:
+        """One row per turn: turn, speaker, role, text (as given or written), pos (of its last token)."""
+        ends = self.tokens[self.tokens["ends"]]
+        return ends[["turn", "speaker", "role", "text", "pos"]].reset_index(drop=True)
+
+
+def recorded(model: TransformerBridge, scenario: Scenario, seed: int | None = None) -> list[Recording]:
+    """A recording of every conversation of the scenario, as it asks for.
+
+    Turns that the model writes are greedy, or sampled with this seed. Raises ValueError, before anything runs, for a
+    conversation that does not fit the model's context, and for activations that are not finite.
+    """
+    check_fits(model, scenario)
+    with progress(len(scenario.conversations), "conversation", f"recording {scenario.name}") as bar:
+        found = []
+        for conversation in scenario.conversations:
+            found.append(record(model, scenario, conversation, seed))
+            bar.update()
+    return found
+
+
+def neutral_background(
+    model: TransformerBridge, position: TurnPosition | Literal["token"], most: int = 1024
+) -> Background:
+    """States of neutral conversations, at every token or once per turn, at every position of the context.
+
+    The calibration half of the scenario `neutral` (its 1st, 3rd, ... conversation), set one behind the other until the
+    context (or `most` tokens) is full; every one of them comes first once.
+    """
+    chained = recorded(model, scenarios.chained(model, calibration(), most))
+    if position == "token":
+        states, at = [each.stream[1:] for each in chained], [each.tokens["pos"].to_numpy()[1:] for each in chained]
+    else:
+        states, at = [each.at_turns(position) for each in chained], [each.turns["pos"].to_numpy() for each in chained]
+    return Background(torch.cat(states), torch.cat([torch.tensor(each) for each in at]))
+
+
+@torch.no_grad()
+def record(
+    model: TransformerBridge, scenario: Scenario, conversation: Conversation, seed: int | None = None
+) -> Recording:
+    """One conversation of a scenario; see `recorded`."""
+    check_fits(model, scenario, conversation)
+    given = turn_ids(model, scenario, conversation)
+    room = sum(len(ids) + turn.write for ids, turn in zip(given, conversation.turns))
+    tape = _Tape(model, room, "after attention" in scenario.streams)
+    noise = None if seed is None else torch.Generator().manual_seed(seed)
+    rows = []
+    with model.hooks(fwd_hooks=tape.hooks(model)):
+        for number, (ids, turn) in enumerate(zip(given, conversation.turns), 1):
+            before, text = tape.length, turn.text
+            logits = tape.read(model, ids)
+            if turn.text is None:
+                text = _written(model, tape, logits, turn.write, noise)
+            new = tape.ids[before : tape.length]
+            rows += [(before + i, number, turn.speaker, turn.role, text, id_) for i, id_ in enumerate(new)]
+    return _recording(model, scenario, conversation, rows, tape)
+
+
+def _written(
+    model: TransformerBridge,
+    tape: "_Tape",
+    logits: Float[Tensor, "vocab"],
+    most: int,
+    noise: Generator | None,
+) -> str:
+    """Writes a turn until a new line, the end of text, or so many tokens; the text."""
+    written: list[int] = []
+    for _ in range(most):
+        chance = logits.float().softmax(-1).cpu()
+        if chance.isnan().any():
+            break  # `_recording` says which activation it was
+        id_ = int(chance.argmax()) if noise is None else int(torch.multinomial(chance, 1, generator=noise))
+        if id_ == model.tokenizer.eos_token_id or "\n" in model.tokenizer.decode([id_]):
+            break
+        written.append(id_)
+        logits = tape.read(model, [id_])
+    return model.tokenizer.decode(written).strip()
+
+
+class _Tape:
+    """Room for a conversation, written from the front by the hooks of every pass."""
+
+    def __init__(self, model: TransformerBridge, room: int, attention: bool) -> None:
+        layers, d_model = model.cfg.n_layers, model.cfg.d_model
+        self.stream = torch.empty(room, layers + 1, d_model)
+        self.attention = torch.empty(room, layers, d_model) if attention else None
+        self.cache = DynamicCache(config=model.original_model.config)
+        self.ids: list[int] = []
+        self.length = 0
+        self.start = 0
+
+    def read(self, model: TransformerBridge, ids: Sequence[int]) -> Float[Tensor, "vocab"]:
+        """Reads these tokens after those before; the logits of what comes next."""
+        self.start, self.length = self.length, self.length + len(ids)
+        self.ids += ids
+        out = model.original_model(
+            input_ids=torch.tensor([list(ids)], device=model.cfg.device),
+            past_key_values=self.cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        return out.logits[0, -1]
+
+    def hooks(self, model: TransformerBridge) -> list:
+        depths = [(site(model, depth), self._keep(depth)) for depth in range(model.cfg.n_layers + 1)]
+        if self.attention is None:
+            return depths
+        attention = [checked_site(model, f"blocks.{layer}.hook_attn_out") for layer in range(model.cfg.n_layers)]
+        return depths + [(name, self._keep_attention(layer)) for layer, name in enumerate(attention)]
+
+    def _keep(self, depth: int):
+        def keep(resid: Float[Tensor, "1 pos d_model"], hook) -> None:
+            self.stream[self.start : self.length, depth] = resid[0]
+
+        return keep
+
+    def _keep_attention(self, layer: int):
+        def keep(out: Float[Tensor, "1 pos d_model"], hook) -> None:
+            here = slice(self.start, self.length)
+            self.attention[here, layer] = self.stream[here, layer] + out[0].to(self.stream)
+
+        return keep
+
+
+def _recording(
+    model: TransformerBridge, scenario: Scenario, conversation: Conversation, rows: list[tuple], tape: _Tape
+) -> Recording:
+    tokens = pd.DataFrame(rows, columns=["pos", "turn", "speaker", "role", "text", "token"])
+    tokens["token"] = [model.tokenizer.decode([id_]) for id_ in tokens["token"]]
+    tokens["ends"] = ~tokens["turn"].duplicated(keep="last")
+    stream, attention = tape.stream[: tape.length], tape.attention
+    if not stream.isfinite().all():
+        at = int((~stream.isfinite().all(-1)).T.nonzero()[0, 1])  # at the lowest depth: from there it spreads
+        where = f"turn {tokens['turn'][at]} of {conversation.name!r}"
+        raise ValueError(f"non-finite activation at token {at} ({where}): load the model in float32")
+    attention = None if attention is None else attention[: tape.length]
+    kept = torch.tensor(tokens["ends"].to_numpy() | (scenario.positions == "every token"))
+    attention = None if attention is None else attention[kept]
+    rows = tokens[kept.numpy()].reset_index(drop=True)
+    return Recording(conversation, rows, stream[kept], attention, torch.tensor(tape.ids))
