@@ -49,7 +49,9 @@ class Reading:
         return f"{len(self.tokens)} tokens at depth {self.depth}; most: {first.iloc[0]}, {first.iloc[1]:+.2f} SD"
 
     def _repr_html_(self) -> str:
-        texts = [f"<b>{name}</b>{markup.shaded(self.tokens, self.table[name], name)}" for name in self.emotions]
+        texts = [
+            f"<b>{name}</b>{markup.shaded(self.tokens, self.table[name].tolist(), name)}" for name in self.emotions
+        ]
         return markup.page(
             f"At depth {self.depth}, in standard deviations (SD) of neutral tokens:",
             *texts,
@@ -83,12 +85,12 @@ class OwnDirection:
         return f"direction of {self.pairs} pairs at depth {self.depth}, {self.position}; held-out AUROC {interval}"
 
     def _repr_html_(self) -> str:
-        names = {"condition": "", "value": "AUROC", "low": "95 % from", "high": "to"}
+        names = {"condition": "direction and pairs", "value": "AUROC", "low": "low", "high": "high"}
         check = markup.page(
             markup.numbers(self.table[list(names)].rename(columns=names)),
             "Held out: the shipped validation pairs, which the direction has not seen. The test pairs are left alone: "
             "whoever tries many directions on them uses them up. Chance is 0.5; random directions show how far from "
-            "it luck goes.",
+            "it luck goes. Low and high: 95 % intervals.",
             "<b>nearest emotions, by cosine</b>",
             markup.bars(self.near.head(5), "emotion", "cosine"),
         )

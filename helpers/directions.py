@@ -124,6 +124,18 @@ def lens(model: TransformerBridge, vectors: Float[Tensor, "vector d_model"]) -> 
     return (through[:-1] - through[-1]).cpu()
 
 
+def logits(
+    model: TransformerBridge, stream: Float[Tensor, "row d_model"], ids: Sequence[int] | None = None
+) -> Float[Tensor, "row token"]:
+    """The logits of some tokens (all without) that final norm and unembedding make of rows of the stream."""
+    with torch.no_grad():
+        rows = stream.to(next(model.original_model.parameters()))
+        found = model.unembed(model.ln_final(rows[None]))[0]
+        if (cap := model.cfg.output_logits_soft_cap) > 0:  # Gemma 2 bends its logits
+            found = cap * (found / cap).tanh()
+        return (found if ids is None else found[:, list(ids)]).float().cpu()
+
+
 def unit(vectors: Float[Tensor, "*any d_model"]) -> Float[Tensor, "*any d_model"]:
     """The vectors at length 1; a zero vector stays zero.
 

@@ -4,13 +4,16 @@ Of the "CT scan" of a chat model (Activation Lab 2026): joy bias, calm shock abs
 read off a single conversation.
 """
 
+from math import nan
+
 import torch
 from jaxtyping import Bool, Float
+from scipy.stats import ttest_1samp, ttest_ind
 from torch import Generator, Tensor
 from torch.nn.functional import cosine_similarity
 
 from helpers.config import CFG
-from helpers.stats import bootstrap_picks, interval, mean_interval
+from helpers.stats import bootstrap_picks, interval
 
 Value = tuple[float, float, float]  # with the ends of its interval
 
@@ -54,12 +57,9 @@ def growth(series: Float[Tensor, "conversation step"]) -> Float[Tensor, "convers
     return series[:, -third:].mean(-1) - series[:, :third].mean(-1)
 
 
-def to_opening(
-    states: Float[Tensor, "conversation turn d_model"], origin: Float[Tensor, "#conversation #turn d_model"]
-) -> Float[Tensor, "conversation later"]:
-    """Cosine of the state of every later turn with that of the first, both from an origin (zero as published)."""
-    opening, later = (states - origin)[:, :1], (states - origin)[:, 1:]
-    return cosine_similarity(opening, later, dim=-1)
+def to_opening(states: Float[Tensor, "conversation turn d_model"]) -> Float[Tensor, "conversation later"]:
+    """Cosine of the state of every later turn with that of the first."""
+    return cosine_similarity(states[:, :1], states[:, 1:], dim=-1)
 
 
 def fall(similarity: Float[Tensor, "conversation later"]) -> Float[Tensor, "conversation"]:
@@ -67,13 +67,16 @@ def fall(similarity: Float[Tensor, "conversation later"]) -> Float[Tensor, "conv
     return similarity[:, :2].mean(-1) - similarity[:, -2:].mean(-1)
 
 
-def mean(values: Float[Tensor, "conversation"], generator: Generator) -> Value:
-    """Mean and bootstrap interval over conversations."""
-    return mean_interval(values, generator, CFG.bootstrap_draws, CFG.confidence)
+def mean(values: Float[Tensor, "conversation"]) -> Value:
+    """Mean and Student's interval over conversations (a bootstrap of so few is too narrow); NaN ends for one alone."""
+    known = len(values) > 1
+    ends = ttest_1samp(values.double().numpy(), 0).confidence_interval(CFG.confidence) if known else (nan, nan)
+    return values.mean().item(), *map(float, ends)
 
 
-def difference(ours: Float[Tensor, "conversation"], theirs: Float[Tensor, "*other"], generator: Generator) -> Value:
-    """Difference of two means, and its interval when both sets of conversations are drawn anew, each by itself."""
-    drawn = [values[bootstrap_picks(CFG.bootstrap_draws, len(values), generator)].mean(-1) for values in (ours, theirs)]
-    low, high = interval(drawn[0] - drawn[1], CFG.confidence)
-    return (ours.mean() - theirs.mean()).item(), low.item(), high.item()
+def difference(ours: Float[Tensor, "conversation"], theirs: Float[Tensor, "*other"]) -> Value:
+    """Difference of two means and Welch's interval, both sets varying by themselves; NaN ends for a single one."""
+    known = min(len(ours), len(theirs)) > 1
+    test = ttest_ind(ours.double().numpy(), theirs.double().numpy(), equal_var=False) if known else None
+    ends = test.confidence_interval(CFG.confidence) if known else (nan, nan)
+    return (ours.mean() - theirs.mean()).item(), *map(float, ends)

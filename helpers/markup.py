@@ -19,6 +19,7 @@ from helpers.plots import WIDEST, readable
 ABOVE, BELOW = (230, 159, 0), (0, 114, 178)  # orange and blue; white between them
 FULL = 3.0  # SD at which a colour is full
 LINED = 1.0  # SD from which a line says what the colour says
+PAPER = "background:#fff;color:#000;padding:2px 6px"  # so that black lines show on a dark page
 TEXT = "line-height:2.1;max-width:60em;white-space:pre-wrap;overflow-wrap:anywhere"
 
 
@@ -30,7 +31,7 @@ def page(*parts: str) -> str:
 def shaded(tokens: Sequence[str], values: Sequence[float], what: str) -> str:
     """A text whose tokens are orange where the value (in SD) is above 0 and blue where below; the title has it."""
     spans = [_span(token, value, f"{what}: {value:+.2f} SD") for token, value in zip(tokens, values, strict=True)]
-    return f"<div style='{TEXT}'>{''.join(spans)}</div>"
+    return f"<div style='{TEXT};{PAPER}'>{''.join(spans)}</div>"
 
 
 def legend() -> str:
@@ -43,12 +44,12 @@ def legend() -> str:
         (FULL, f"+{FULL:g} SD"),
     ]
     keys = " ".join(_span(name, value, name) for value, name in signs)
-    return f"<div style='margin:4px 0'>{keys} &nbsp; solid line: above, dotted: below</div>"
+    return f"<div style='max-width:60em;{PAPER}'>{keys} &nbsp; solid line: above, dotted: below</div>"
 
 
 def marked(before: str, tokens: Sequence[str], differs: Sequence[bool]) -> str:
     """A prompt in italics and what follows it, the tokens that differ marked by colour and underlined."""
-    style = "background:#ffe08a;color:#000;text-decoration:underline;text-underline-offset:3px"
+    style = "background:#ffe08a;color:#000;text-decoration:underline;text-underline-offset:2px"
     parts = [
         f"<mark style='{style}'>{_visible(token)}</mark>" if differ else _visible(token)
         for token, differ in zip(tokens, differs, strict=True)
@@ -82,7 +83,8 @@ def folded(summary: str, body: str) -> str:
 
 def numbers(table: pd.DataFrame, precision: int = 2) -> str:
     """A table to read, as `plots.readable` makes it."""
-    return readable(table, precision).set_table_styles([{"selector": "td, th", "props": "padding: 2px 8px"}]).to_html()
+    looks = [{"selector": "td, th", "props": "padding: 2px 8px"}, {"selector": "th", "props": "white-space: nowrap"}]
+    return readable(table, precision).set_table_styles(looks).to_html()
 
 
 def picture(figure: Figure, alt: str) -> str:

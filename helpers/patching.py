@@ -22,6 +22,7 @@ from helpers.prompts import Tokens, tokens
 
 Component = Literal["residual stream", "attention", "MLP", "heads"]
 COMPONENTS = get_args(Component)
+OUTPUTS: Mapping[Component, str] = {"attention": "hook_attn_out", "MLP": "hook_mlp_out", "heads": "attn.hook_z"}
 Measure = Callable[[Float[Tensor, "row d_model"]], Float[Tensor, "row measure"]]
 
 
@@ -104,21 +105,6 @@ def swapped(
         for layer in layers:
             found.append(measure(_last(model, runs, swap, component, layer, bar.update)))
     return torch.stack(found)
-
-
-def logits(
-    model: TransformerBridge, last: Float[Tensor, "row d_model"], ids: Sequence[int] | None = None
-) -> Float[Tensor, "row token"]:
-    """The logits of some tokens (all without) that final norm and unembedding make of rows of the stream."""
-    with torch.no_grad():
-        rows = last.to(next(model.original_model.parameters()))
-        found = model.unembed(model.ln_final(rows[None]))[0]
-        if (cap := model.cfg.output_logits_soft_cap) > 0:  # Gemma 2 bends its logits
-            found = cap * (found / cap).tanh()
-        return (found if ids is None else found[:, list(ids)]).float().cpu()
-
-
-OUTPUTS: Mapping[Component, str] = {"attention": "hook_attn_out", "MLP": "hook_mlp_out", "heads": "attn.hook_z"}
 
 
 def _site(model: TransformerBridge, component: Component, layer: int) -> str:

@@ -119,7 +119,7 @@ class Playground:
             raise ValueError(f"cannot write {n_tokens} tokens: ask for at least one")
         if seed is not None and seed < 0:
             raise ValueError(f"the seed is {seed}: give a whole number from 0 on, or None for greedy text")
-        ids = self._ids(prompt, n_tokens, "the prompt")
+        ids, strength = self._ids(prompt, n_tokens, "the prompt"), float(strength)
         method = Add(self._vector(direction, depth)[None] * self.norm[depth])
         steer = Steer(method, (depth,), torch.zeros(2, dtype=torch.long), torch.tensor([0.0, strength]), which)
         found = generated(self.model, [prompt] * 2, n_tokens, steer, seeds=[seed] * 2)
@@ -162,8 +162,7 @@ class Playground:
         page = dashboard(self.model, depth, feature)
         link = f"<a href='{page}' target='_blank' rel='noopener'>On Neuronpedia</a>" if page else "No Neuronpedia page."
         table = drawn_passages(self.model, here, feature, count).data
-        paper = "background:#fff;color:#000;padding:4px 8px;overflow-x:auto"
-        html = f"<div style='{paper}'>{markup.page(table, f'{often} {link}')}</div>"
+        html = f"<div style='{markup.PAPER};overflow-x:auto'>{markup.page(table, f'{often} {link}')}</div>"
         return Passages(feature, here.strongest(feature, count), html)
 
     def _once(self, key: Any, made: Callable[[], Any]) -> Any:

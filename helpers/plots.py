@@ -4,6 +4,7 @@ Fear is vermilion and calm is blue in every figure; controls are grey and told a
 """
 
 from io import BytesIO
+from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -52,13 +53,17 @@ def style() -> None:
 
 def save(figure: Figure, table: pd.DataFrame, name: str, model: str) -> Figure:
     """Show the figure, marked with the model's name, and write figures/<model>/<name>.png and its numbers as .csv."""
+    written(figure, table, FIGURES / model / name, model)
+    shown(figure)
+    return figure
+
+
+def written(figure: Figure, table: pd.DataFrame, stem: Path, model: str) -> None:
+    """Mark the figure with the model's name and write it to `stem`.png and its numbers to `stem`.csv."""
     figure.text(1, 0, f"model: {model}", ha="right", va="top", fontsize=8, color="0.4", in_layout=True)
-    stem = FIGURES / model / name
     with replacing(stem.with_suffix(".png")) as picture, replacing(stem.with_suffix(".csv")) as numbers:
         figure.savefig(picture)
         table.assign(model=model).to_csv(numbers, index=False, float_format="%.5g")
-    shown(figure)
-    return figure
 
 
 def shown(figure: Figure) -> None:
@@ -66,11 +71,16 @@ def shown(figure: Figure) -> None:
 
     Executed notebooks are committed, and this takes less than half of a full picture's bytes.
     """
-    full, small = BytesIO(), BytesIO()
-    figure.savefig(full, format="png", dpi=min(figure.dpi, WIDEST / figure.get_figwidth()))
-    PIL.Image.open(full).convert("RGB").quantize(256).save(small, "png", optimize=True)
-    display(Image(small.getvalue()))
+    display(Image(picture(figure)))
     plt.close(figure)
+
+
+def picture(figure: Figure) -> bytes:
+    """The figure as a PNG of 256 colours, as wide as a page shows it."""
+    full, small = BytesIO(), BytesIO()
+    figure.savefig(full, format="png", dpi=min(figure.dpi, WIDEST / figure.get_figwidth()), facecolor="white")
+    PIL.Image.open(full).convert("RGB").quantize(256).save(small, "png", optimize=True)
+    return small.getvalue()
 
 
 def saturation(measured: pd.DataFrame, published: pd.DataFrame) -> Figure:

@@ -19,7 +19,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from helpers.activations import Position, residuals
 from helpers.emotions import names as every_emotion
-from helpers.emotions import neutral_situations, situations, stacked, synonyms
+from helpers.emotions import neutral_situations, situations, synonyms
 from helpers.geometry import away
 from helpers.prompts import neutral_texts
 
@@ -54,11 +54,13 @@ def from_texts(model: TransformerBridge, names: Sequence[str], position: Positio
 
     Raises ValueError for an emotion that data/emotions.csv lacks.
     """
-    order = [_place(name) for name in names]
+    places = [_place(name) for name in names]
     told = situations("train")
-    acts = stacked(residuals(model, told["text"].tolist(), [position])[position], told).mean(0)
+    acts = residuals(model, told["text"][told["emotion"].isin(names)].tolist(), [position])[position]
+    in_table = sorted(places)  # topics in turn, emotions in the order of `emotions.names`
+    centroids = acts.unflatten(0, (-1, len(names))).mean(0)[[in_table.index(place) for place in places]]
     neutral = residuals(model, neutral_situations("train"), [position])[position].mean(0)
-    return References(tuple(names), acts[order], neutral)
+    return References(tuple(names), centroids, neutral)
 
 
 def from_lexicon(model: TransformerBridge, names: Sequence[str]) -> References:
@@ -98,7 +100,7 @@ def overlap(states: States, centroids: Float[Tensor, "emotion depth d_model"], s
     return both / (2 * of_centroids[0, 0].sum() - both)
 
 
-def corrected(states: States, references: References, background: States) -> Readouts:
+def corrected(states: States, references: References, background: Float[Tensor, "other depth d_model"]) -> Readouts:
     """How far each state lies along each of `References.axes`, from the mean of neutral states, in their SDs.
 
     Zero at a depth where the emotions or the neutral states do not differ. Raises ValueError for fewer than two

@@ -48,6 +48,11 @@ class Recording:
         return torch.stack([self.stream[(turn == number) & inside].mean(0) for number in sorted(set(turn))])
 
     @property
+    def turn_positions(self) -> Int[Tensor, "turn"]:
+        """How many tokens stand before the last one of each turn."""
+        return torch.tensor(self.turns["pos"].to_numpy())
+
+    @property
     def turns(self) -> pd.DataFrame:
         """One row per turn: turn, speaker, role, text (as given or written), pos (of its last token)."""
         ends = self.tokens[self.tokens["ends"]]
@@ -79,10 +84,11 @@ def neutral_background(
     """
     chained = recorded(model, scenarios.chained(model, calibration(), most))
     if position == "token":
-        states, at = [each.stream[1:] for each in chained], [each.tokens["pos"].to_numpy()[1:] for each in chained]
+        states = [each.stream[1:] for each in chained]
+        at = [torch.tensor(each.tokens["pos"].to_numpy())[1:] for each in chained]
     else:
-        states, at = [each.at_turns(position) for each in chained], [each.turns["pos"].to_numpy() for each in chained]
-    return Background(torch.cat(states), torch.cat([torch.tensor(each) for each in at]))
+        states, at = [each.at_turns(position) for each in chained], [each.turn_positions for each in chained]
+    return Background(torch.cat(states), torch.cat(at))
 
 
 @torch.no_grad()

@@ -1,203 +1,182 @@
-"""The "CT scan" of a conversation: what a model reads in it, turn by turn and token by token, against neutral talk.
+"""The "CT scan" of a conversation without a notebook: tables, figures, and a report to open in a browser.
 
-    python -m helpers.scan argument --model gpt2-small
+    python -m helpers.scan argument --model gpt2-small      # a scenario of data/scenarios
     python -m helpers.scan my_scenario.yaml --out scans/mine
 
-writes the tables of the notebook and a report to open in a browser.
+Everything lands in scans/<model>/<scenario>/ unless --out says otherwise; report.html needs no other file.
 """
 
+import argparse
+import json
+from base64 import b64encode
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
+from pathlib import Path
 
+import jinja2
+import matplotlib.pyplot as plt
 import pandas as pd
 import torch
-from jaxtyping import Float
-from torch import Generator, Tensor
+from matplotlib.figure import Figure
 from transformer_lens.model_bridge import TransformerBridge
 
-from helpers import effects, readouts, recordings
-from helpers.activations import Position, residuals
-from helpers.decoding import chosen
-from helpers.emotions import situations, stacked
-from helpers.patching import logits
-from helpers.readouts import Background, References
-from helpers.recordings import Recording, TurnPosition
-from helpers.scenarios import Scenario
+from helpers import plots, readouts, recordings, scan_plots, scenarios, turns
+from helpers.effects import mean
+from helpers.files import replacing
+from helpers.models import DEFAULT, description, load_model
+from helpers.recordings import Recording
+from helpers.scenarios import Conversation, Scenario
 
-TURNS_AT: dict[Position, TurnPosition] = {"final punctuation": "end of turn", "mean": "mean of turn"}
-CALM, JOY = "calm", "happy"
-PUBLISHED_DEPTH = 31 / 36  # of Qwen2.5's layers, where the references were said to differ most
-ENOUGH = 3  # conversations, below which an interval over them says nothing
+TEMPLATE = Path(__file__).with_name("scan_report.html")
+NAMES = ("turns", "by_turn", "tokens", "lens", "effects")  # of the tables
 
 
-@dataclass(frozen=True)
-class Scale:
-    """What states are read against: references and neutral states at the same position, and the depth to read at."""
+def scan(model: TransformerBridge, scenario: Scenario, folder: Path, seed: int | None = None) -> Path:
+    """The report of a scenario; beside it in `folder` its tables as CSV, and its figures.
 
-    references: References
-    background: Background
-    position: TurnPosition
-    depth: int
-
-    def states(self, recording: Recording) -> Float[Tensor, "turn depth d_model"]:
-        return recording.at_turns(self.position)
-
-    def beyond_neutral(self, recording: Recording) -> Float[Tensor, "turn emotion depth"]:
-        """Every turn's `readouts.beyond_neutral`."""
-        at = torch.tensor(recording.turns["pos"].to_numpy())
-        return readouts.beyond_neutral(self.states(recording), at, self.references, self.background)
-
-
-def choice(model: TransformerBridge) -> pd.DataFrame:
-    """How well vectors read the validation situations by position and depth, best first (see `decoding.chosen`)."""
-    found = {}
-    for split in ("train", "validation"):
-        told = situations(split)
-        acts = residuals(model, told["text"].tolist(), list(TURNS_AT))
-        found[split] = {position: stacked(states, told) for position, states in acts.items()}
-    return chosen({("situations", p, p): acts for p, acts in found["train"].items()}, found["validation"])
-
-
-def scale(model: TransformerBridge, names: Sequence[str], position: Position, depth: int) -> Scale:
-    """What turns are read against: situations and neutral turns at "final punctuation" or "mean".
-
-    Raises ValueError for a position at which turns cannot be read.
+    Position and depth of the read-out are those that read the validation situations best; every token is recorded,
+    whatever the file asks for. Before anything runs, raises ValueError for a conversation that does not fit the
+    model's context (those of neutral talk have to as well) and OSError for a folder in which nothing can be written.
     """
-    if position not in TURNS_AT:
-        raise ValueError(f"turns are read at {' or '.join(map(repr, TURNS_AT))}, not at {position!r}")
-    background = recordings.neutral_background(model, TURNS_AT[position])
-    return Scale(readouts.from_texts(model, names, position), background, TURNS_AT[position], depth)
-
-
-def by_turn(scenario: Scenario, recorded: Sequence[Recording], against: Scale) -> pd.DataFrame:
-    """Every turn and reference: scenario, conversation, turn, speaker, role, text, emotion, and the read-outs.
-
-    These are cosine, error, overlap (raw, as published), centred and beyond neutral, at the scale's depth.
-    """
-    tables, references, depth = [], against.references, against.depth
-    for each in recorded:
-        states = against.states(each)
-        found = {
-            "cosine": readouts.cosine(states, references.centroids),
-            "error": readouts.absolute_error(states, references.centroids),
-            "overlap": readouts.overlap(states, references.centroids),
-            "centred": readouts.centred_cosine(states, references),
-            "beyond neutral": against.beyond_neutral(each),
+    scenario = replace(scenario, positions="every token", streams=("after mlp",))
+    for needed in (scenario, scenarios.control()):
+        scenarios.check_fits(model, needed)
+    with replacing(folder / "report.html") as page:
+        best = turns.choice(model).iloc[0]
+        against = turns.scale(model, scenario.references, best["texts at"], int(best["depth"]))
+        recorded = recordings.recorded(model, scenario, seed)
+        tables = _tables(model, scenario, recorded, against)
+        figures = {
+            "by_turn": scan_plots.by_turn(tables["by_turn"], "beyond neutral (SD)", scenario.references),
+            "lens": scan_plots.lens_table(_of_first(tables["lens"], recorded)),
         }
-        emotions = len(references.names)
-        rows = each.turns.loc[each.turns.index.repeat(emotions)].reset_index(drop=True)
-        rows["emotion"] = list(references.names) * len(states)
-        rows = rows.assign(**{name: values[..., depth].flatten().tolist() for name, values in found.items()})
-        tables.append(rows.assign(conversation=each.conversation.name))
-    return pd.concat(tables, ignore_index=True).assign(scenario=scenario.name)
+        for name, figure in figures.items():
+            plots.written(figure, tables[name], folder / name, model.cfg.model_name)
+        for name in set(NAMES) - set(figures):
+            with replacing(folder / f"{name}.csv") as path:
+                tables[name].assign(model=model.cfg.model_name).to_csv(path, index=False, float_format="%.5g")
+        page.write_text(_report(model, scenario, recorded, against, tables, figures["by_turn"]), encoding="utf-8")
+    for figure in figures.values():
+        plt.close(figure)
+    return folder / "report.html"
 
 
-def by_token(recording: Recording, references: References, background: Background) -> pd.DataFrame:
-    """Every token, emotion and depth: pos, turn, speaker, token, emotion, depth, value (`readouts.beyond_neutral`).
-
-    The background is that of tokens; position 0 is left out.
-    """
-    kept = recording.tokens["pos"].to_numpy() > 0
-    rows = recording.tokens[kept]
-    states, at = recording.stream[torch.tensor(kept)], torch.tensor(rows["pos"].to_numpy())
-    values = readouts.beyond_neutral(states, at, references, background)
-    count = values[0].numel()
-    table = rows.loc[rows.index.repeat(count), ["pos", "turn", "speaker", "token"]].reset_index(drop=True)
-    depths = values.shape[2]
-    table["emotion"] = [name for name in references.names for _ in range(depths)] * len(rows)
-    table["depth"] = list(range(depths)) * (len(rows) * len(references.names))
-    return table.assign(value=values.flatten().tolist())
-
-
-def lens(model: TransformerBridge, recording: Recording, top: int = 1) -> pd.DataFrame:
-    """What every depth would say next at the end of each turn: turn, speaker, depth, rank, token, probability.
-
-    The logit lens (nostalgebraist 2020): final norm and unembedding applied to the stream, at the last depth the
-    model's own prediction.
-    """
-    ends, turns = recording.at_turns("end of turn"), recording.turns
-    rows = []
-    for depth in range(ends.shape[1]):
-        chances = logits(model, ends[:, depth]).softmax(-1).topk(top)
-        for turn, speaker, values, ids in zip(turns["turn"], turns["speaker"], chances.values, chances.indices):
-            words = [model.tokenizer.decode([id_]) for id_ in ids.tolist()]
-            rows += [(turn, speaker, depth, rank, *pair) for rank, pair in enumerate(zip(words, values.tolist()), 1)]
-    return pd.DataFrame(rows, columns=["turn", "speaker", "depth", "rank", "token", "probability"])
+def _tables(
+    model: TransformerBridge, scenario: Scenario, recorded: Sequence[Recording], against: turns.Scale
+) -> dict[str, pd.DataFrame]:
+    every_turn = turns.by_turn(scenario, recorded, against)
+    references = readouts.from_texts(model, scenario.references, "mean")
+    background = recordings.neutral_background(model, "token")
+    tokens = [turns.by_token(each, references, background) for each in recorded]
+    lens = [turns.lens(model, each) for each in recorded]
+    control = recordings.recorded(model, scenarios.control())
+    return {
+        "turns": every_turn,
+        "by_turn": _over_conversations(every_turn),
+        "tokens": _named(tokens, recorded),
+        "lens": _named(lens, recorded),
+        "effects": turns.effects_of(recorded, control, _spliced(model, scenario, recorded), against),
+    }
 
 
-def raw_over_depth(
-    recorded: Sequence[Recording], centroids: Float[Tensor, "emotion depth d_model"]
-) -> Float[Tensor, "conversation emotion depth"]:
-    """Raw cosine of every conversation's turn ends with each reference, mean over its turns, as published."""
-    return torch.stack([readouts.cosine(each.at_turns(), centroids).mean(0) for each in recorded])
+def _over_conversations(every_turn: pd.DataFrame) -> pd.DataFrame:
+    """Mean and interval of every turn and emotion over conversations."""
+    rows = [
+        (turn, emotion, *mean(torch.tensor(part["beyond neutral"].to_numpy())))
+        for (turn, emotion), part in every_turn.groupby(["turn", "emotion"], sort=False)
+    ]
+    table = pd.DataFrame(rows, columns=["turn", "emotion", "value", "low", "high"])
+    return table.assign(scenario=every_turn["scenario"].iloc[0])
 
 
-def published_depth(model: TransformerBridge) -> int:
-    """The depth at the same fraction of this model."""
-    return round(PUBLISHED_DEPTH * model.cfg.n_layers)
+def _named(tables: Sequence[pd.DataFrame], recorded: Sequence[Recording]) -> pd.DataFrame:
+    named = [table.assign(conversation=each.conversation.name) for table, each in zip(tables, recorded)]
+    return pd.concat(named, ignore_index=True)
 
 
-def shock_absorber(recorded: Sequence[Recording], against: Scale, raw: bool) -> Float[Tensor, "conversation"]:
-    """How much the gap in calm from user to assistant grows over each conversation (last third minus first third).
-
-    Raw cosines as published, or read beyond neutral.
-    """
-    place, found = against.references.names.index(CALM), []
-    for each in recorded:
-        cosines = readouts.cosine(each.at_turns(), against.references.centroids)
-        values = cosines if raw else against.beyond_neutral(each)
-        by_user = torch.tensor((each.turns["role"] == "user").to_numpy())
-        found.append(effects.growth(effects.gaps(values[None, :, place, against.depth], by_user)))
-    return torch.cat(found)
+def _of_first(table: pd.DataFrame, recorded: Sequence[Recording]) -> pd.DataFrame:
+    return table[table["conversation"] == recorded[0].conversation.name]
 
 
-def similarity_to_opening(recording: Recording, against: Scale, raw: bool) -> Float[Tensor, "1 later"]:
-    """Cosine of every later turn with the first: of raw turn ends as published, or less what neutral turns hold."""
-    if raw:
-        states = recording.at_turns()[None, :, against.depth]
-        return effects.to_opening(states, torch.zeros_like(states[:, :1]))
-    at = torch.tensor(recording.turns["pos"].to_numpy())
-    usual = readouts.at_position(against.background, against.background.states[:, against.depth], at)
-    return effects.to_opening(against.states(recording)[None, :, against.depth], usual[None])
+def _spliced(model: TransformerBridge, scenario: Scenario, recorded: Sequence[Recording]) -> list[Recording] | None:
+    """The conversations, as they went, with their turns exchanged; None where there are too few, or of other forms."""
+    said = replace(scenario, conversations=tuple(_said(each) for each in recorded))
+    try:
+        exchanged = scenarios.spliced(said)
+        scenarios.check_fits(model, exchanged)
+    except ValueError:
+        return None
+    return recordings.recorded(model, exchanged)
 
 
-def fading(recorded: Sequence[Recording], against: Scale, raw: bool) -> Float[Tensor, "conversation"]:
-    """How far each conversation's similarity to its opening falls."""
-    return torch.cat([effects.fall(similarity_to_opening(each, against, raw)) for each in recorded])
+def _said(recording: Recording) -> Conversation:
+    """The conversation with the texts of all turns given, those that the model wrote among them."""
+    texts = zip(recording.conversation.turns, recording.turns["text"])
+    return replace(recording.conversation, turns=tuple(replace(turn, text=text, write=0) for turn, text in texts))
 
 
-def effects_of(
-    scanned: Sequence[Recording],
-    control: Sequence[Recording],
-    spliced: Sequence[Recording] | None,
-    against: Scale,
-    generator: Generator,
-) -> pd.DataFrame:
-    """The published effects of one scenario, beside their control: effect, readout, of, value, low, high.
+def _report(
+    model: TransformerBridge,
+    scenario: Scenario,
+    recorded: Sequence[Recording],
+    against: turns.Scale,
+    tables: dict[str, pd.DataFrame],
+    over_turns: Figure,
+) -> str:
+    """One page that needs nothing else: the conversations shaded token by token, a figure, tables."""
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
+    shown = tables["by_turn"].pivot(index="turn", columns="emotion", values="value")[list(scenario.references)]
+    return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
+        scenario=scenario,
+        model=description(model),
+        against=against,
+        data=json.dumps([_shades(tables["tokens"], each) for each in recorded]).replace("<", "\\u003c"),
+        depth=against.depth,
+        depths=model.cfg.n_layers + 1,
+        picture="data:image/png;base64," + b64encode(plots.picture(over_turns)).decode(),
+        by_turn=plots.readable(shown.reset_index()).to_html(),
+        effects=plots.readable(tables["effects"]).to_html(),
+        lens=_of_first(tables["lens"], recorded).to_dict("records"),
+        conversations=len(recorded),
+        enough=len(recorded) > 1,
+        first=recorded[0].conversation.name,
+    )
 
-    `of` is "scenario", "control" or "difference". Calm shock absorber: the control is neutral talk. Fading memory: the
-    same conversations spliced, which leaves the distance in tokens and takes away what was said. Without intervals
-    for fewer than three conversations.
-    """
-    rows = []
-    for readout, raw in (("raw", True), ("beyond neutral", False)):
-        if CALM in against.references.names:
-            ours, theirs = (shock_absorber(each, against, raw) for each in (scanned, control))
-            rows += _compared("calm shock absorber", readout, ours, theirs, generator, paired=False)
-        ours = fading(scanned, against, raw)
-        theirs = None if spliced is None else fading(spliced, against, raw)
-        rows += _compared("fading memory", readout, ours, theirs, generator, paired=True)
-    return pd.DataFrame(rows, columns=["effect", "readout", "of", "value", "low", "high"])
+
+def _shades(tokens: pd.DataFrame, recording: Recording) -> dict:
+    """What the page's script shades one conversation with: its tokens, and values by emotion, depth and token."""
+    part = tokens[tokens["conversation"] == recording.conversation.name]
+    shape = part["pos"].nunique(), part["emotion"].nunique(), part["depth"].nunique()
+    values = torch.tensor(part["value"].to_numpy()).view(shape).permute(1, 2, 0)
+    words = part.drop_duplicates("pos")
+    return {
+        "name": recording.conversation.name,
+        "tokens": words["token"].tolist(),
+        "turns": words["turn"].tolist(),
+        "values": [[[round(v, 2) for v in depth] for depth in emotion] for emotion in values.tolist()],
+    }
 
 
-def _compared(
-    effect: str, readout: str, ours: Tensor, theirs: Tensor | None, generator: Generator, paired: bool
-) -> list[tuple]:
-    found = {"scenario": effects.mean(ours, generator)}
-    if theirs is not None:
-        found["control"] = effects.mean(theirs, generator)
-        found["difference"] = (
-            effects.mean(ours - theirs, generator) if paired else effects.difference(ours, theirs, generator)
-        )
-    known = len(ours) >= ENOUGH
-    return [(effect, readout, of, v, *((a, b) if known else (None, None))) for of, (v, a, b) in found.items()]
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Scan the conversations of a scenario and write tables, figures and a report."""
+    parser = argparse.ArgumentParser(prog="python -m helpers.scan", description=main.__doc__)
+    parser.add_argument("scenario", help="a YAML file, or the name of one in data/scenarios, e.g. argument")
+    parser.add_argument("--model", default=None, help=f"a known name, a hub id, a folder; MODEL or {DEFAULT} without")
+    parser.add_argument("--out", type=Path, default=None, help="folder for the results (scans/<model>/<scenario>)")
+    parser.add_argument("--seed", type=int, default=None, help="of turns that the model writes; greedy without")
+    asked = parser.parse_args(arguments)
+    try:
+        scenario = scenarios.load(asked.scenario)
+        model = load_model(asked.model)
+        print(description(model))
+        folder = asked.out or Path("scans") / model.cfg.model_name / scenario.name
+        plots.style()
+        print(f"Report: {scan(model, scenario, folder, asked.seed)}")
+    except (OSError, ValueError) as error:
+        raise SystemExit(str(error)) from error
+    except KeyboardInterrupt:
+        raise SystemExit("Stopped. No file is half-written.") from None
+
+
+if __name__ == "__main__":
+    main()

@@ -61,7 +61,7 @@ def by_turn(table: pd.DataFrame, label: str, emotions: Sequence[str]) -> Figure:
             look = {"color": colour, "ls": LINES[number % len(LINES)], "marker": MARKERS[number % 8], "ms": 4}
             ax.plot(part["turn"], part["value"], label=emotion, **look)
         ax.axhline(0, color="black", lw=0.8, ls="--")
-        ax.set(title=scenario.replace("_", " "), xlabel="turn")
+        ax.set(title=visible(scenario.replace("_", " ")), xlabel="turn")
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes[0, 0].set_ylabel(label)
     axes[0, -1].legend(fontsize=9, loc="upper left", bbox_to_anchor=(1, 1))
@@ -124,7 +124,7 @@ def path(table: pd.DataFrame, means: pd.DataFrame, labels: tuple[str, str]) -> F
     figure, ax = plt.subplots(figsize=(8, 6), layout="constrained")
     for scenario, part in table.groupby("scenario", sort=False):
         colour = SCENARIOS.get(scenario, "black")
-        ax.plot(part["x"], part["y"], color=colour, lw=1.8, label=scenario.replace("_", " "))
+        ax.plot(part["x"], part["y"], color=colour, lw=1.8, label=visible(scenario.replace("_", " ")))
         ax.hlines(part["y"], part["x_low"], part["x_high"], color=colour, lw=0.8, alpha=0.6)
         ax.vlines(part["x"], part["y_low"], part["y_high"], color=colour, lw=0.8, alpha=0.6)
         ax.scatter(part["x"], part["y"], s=[25 + 45 * i for i in range(len(part))], color=colour, ec="white", zorder=3)
@@ -177,7 +177,7 @@ def lens_table(table: pd.DataFrame) -> Figure:
     """
     grid = table.pivot(index="turn", columns="depth", values="probability")
     words = table.assign(token=table["token"].map(visible)).pivot(index="turn", columns="depth", values="token")
-    speakers = [f"{row.turn} {row.speaker}" for row in table.drop_duplicates("turn").itertuples()]
+    speakers = [f"{row.turn} {visible(row.speaker)}" for row in table.drop_duplicates("turn").itertuples()]
     figure, ax = plt.subplots(figsize=(0.85 * grid.shape[1] + 2.4, 0.32 * len(grid) + 1.2), layout="constrained")
     sns.heatmap(
         grid, annot=words, fmt="", cmap="Greens", vmin=0, vmax=1, ax=ax, annot_kws={"size": 9}, linewidths=0.3,

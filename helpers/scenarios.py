@@ -4,7 +4,6 @@ Whatever is wrong with a file is a ValueError that names the file, the line and 
 texts, numbers, lists and mappings; nothing that a file says is ever run.
 """
 
-import difflib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -15,7 +14,7 @@ from typing import Literal, get_args
 import yaml
 from transformer_lens.model_bridge import TransformerBridge
 
-from helpers import emotions
+from helpers import emotions, nodes
 from helpers.config import DATA
 from helpers.prompts import first_token
 
@@ -24,9 +23,6 @@ POSITIONS = get_args(Positions)
 STREAMS = ("after mlp", "after attention")
 ROLES = ("user", "assistant")
 TEMPLATE = "\n{speaker}: {text}"
-PLAIN = "tag:yaml.org,2002:"  # begins the tags of plain YAML
-KINDS = {"str": "a plain text", "int": "a number", "float": "a number", "bool": "a truth value", "timestamp": "a date"}
-KINDS |= {"null": "nothing", "seq": "a list", "map": "a mapping"}
 
 
 @dataclass(frozen=True)
@@ -73,16 +69,18 @@ def load(path: Path | str) -> Scenario:
     if not path.is_file():
         names = ", ".join(shipped.stem for shipped in _shipped_files())
         raise FileNotFoundError(f"There is no scenario file {path}. Shipped scenarios: {names or 'none'}.")
-    root = _fields(_document(path), "a scenario", ("title", "about", "references", "variants"), ("format", "record"))
-    record = _fields(root["record"], "record", (), ("positions", "streams")) if "record" in root else {}
+    root = nodes.fields(
+        nodes.document(path), "a scenario", ("title", "about", "references", "variants"), ("format", "record")
+    )
+    record = nodes.fields(root["record"], "record", (), ("positions", "streams")) if "record" in root else {}
     return Scenario(
         name=path.stem,
-        title=_text(root["title"], "title"),
-        about=_text(root["about"], "about"),
+        title=nodes.text_of(root["title"], "title"),
+        about=nodes.text_of(root["about"], "about"),
         template=_template(root["format"]) if "format" in root else TEMPLATE,
-        positions=_choice(record["positions"], "positions", POSITIONS) if "positions" in record else POSITIONS[0],
-        streams=_choices(record["streams"], "streams", STREAMS) if "streams" in record else STREAMS,
-        references=_choices(root["references"], "references", emotions.names(), 2),
+        positions=nodes.choice(record["positions"], "positions", POSITIONS) if "positions" in record else POSITIONS[0],
+        streams=nodes.choices(record["streams"], "streams", STREAMS) if "streams" in record else STREAMS,
+        references=nodes.choices(root["references"], "references", emotions.names(), 2),
         conversations=_conversations(root["variants"]),
         path=path,
     )
@@ -159,7 +157,10 @@ def typed(talk: str, references: Sequence[str]) -> Scenario:
     if not turns:
         raise ValueError("there is no turn to read: write lines such as 'Anna: You are late.'")
     if unknown := [name for name in references if name not in emotions.names()]:
-        raise ValueError(f"references: {unknown[0]!r} is unknown. {_suggestion(unknown[0], emotions.names())}")
+        raise ValueError(f"references: {unknown[0]!r} is unknown. {nodes.suggestion(unknown[0], emotions.names())}")
+    if len(set(references)) < max(2, len(references)):
+        given = ", ".join(references) or "none"
+        raise ValueError(f"references: two or more different emotions are needed, got {given}")
     conversation = Conversation("typed", tuple(turns))
     return Scenario(
         "typed",
@@ -192,7 +193,7 @@ def chained(model: TransformerBridge, scenario: Scenario, most: int) -> Scenario
     for i, own in enumerate(scenario.conversations):
         behind = scenario.conversations[i:] + scenario.conversations[:i]
         whole = replace(own, turns=tuple(turn for conversation in behind for turn in conversation.turns))
-        ends = accumulate(len(ids) for ids in turn_ids(model, scenario, whole))
+        ends = accumulate(len(ids) + turn.write for ids, turn in zip(turn_ids(model, scenario, whole), whole.turns))
         if (fits := sum(end <= limit for end in ends)) == 0:
             raise ValueError(f"{scenario.path.name}: not even the first turn of {own.name!r} fits into {limit} tokens")
         found.append(replace(whole, turns=whole.turns[:fits]))
@@ -238,173 +239,60 @@ def _shipped_files() -> list[Path]:
 
 def _conversations(node: yaml.Node) -> tuple[Conversation, ...]:
     found: dict[str, Conversation] = {}
-    for item in _list(node, "variants"):
-        fields = _fields(item, "a variant", ("name", "speakers", "turns"))
-        name = _text(fields["name"], "name")
+    for item in nodes.items(node, "variants"):
+        fields = nodes.fields(item, "a variant", ("name", "speakers", "turns"))
+        name = nodes.text_of(fields["name"], "name")
         if name in found:
-            raise _refusal(fields["name"], f"two variants have the name {_short(name)}")
+            raise nodes.refusal(fields["name"], f"two variants have the name {nodes.shortened(name)}")
         roles = _roles(fields["speakers"])
-        found[name] = Conversation(name, tuple(_turn(turn, roles) for turn in _list(fields["turns"], "turns")))
+        found[name] = Conversation(name, tuple(_turn(turn, roles) for turn in nodes.items(fields["turns"], "turns")))
     return tuple(found.values())
 
 
 def _roles(node: yaml.Node) -> dict[str, str]:
     """Every speaker's role."""
-    entries = _entries(node, "speakers")
-    roles = {speaker.value: _choice(role, f"the role of {_short(speaker.value)}", ROLES) for speaker, role in entries}
+    entries = nodes.entries(node, "speakers")
+    roles = {
+        speaker.value: nodes.choice(role, f"the role of {nodes.shortened(speaker.value)}", ROLES)
+        for speaker, role in entries
+    }
     if sorted(roles.values()) != sorted(ROLES):
         given = ", ".join(f"{speaker}: {role}" for speaker, role in roles.items())
-        raise _refusal(node, f"speakers must be one user and one assistant, got {given or 'nobody'}")
+        raise nodes.refusal(node, f"speakers must be one user and one assistant, got {given or 'nobody'}")
     return roles
 
 
 def _turn(node: yaml.Node, roles: dict[str, str]) -> Turn:
     if not isinstance(node, yaml.MappingNode):
-        raise _refusal(node, f"a turn needs its speaker, as in '{next(iter(roles))}: \"...\"', got {_kind(node)}")
-    entries = _entries(node, "a turn")
+        raise nodes.refusal(
+            node, f"a turn needs its speaker, as in '{next(iter(roles))}: \"...\"', got {nodes.kind_of(node)}"
+        )
+    entries = nodes.entries(node, "a turn")
     if len(entries) != 1:
-        given = " and ".join(_short(speaker.value) for speaker, _ in entries)
-        raise _refusal(node, f"a turn has one speaker, got {given or 'none'}")
+        given = " and ".join(nodes.shortened(speaker.value) for speaker, _ in entries)
+        raise nodes.refusal(node, f"a turn has one speaker, got {given or 'none'}")
     [(speaker, said)] = entries
     if speaker.value not in roles:
-        raise _refusal(speaker, f"unknown speaker {_short(speaker.value)}: the speakers are {' and '.join(roles)}")
+        raise nodes.refusal(
+            speaker, f"unknown speaker {nodes.shortened(speaker.value)}: the speakers are {' and '.join(roles)}"
+        )
     by_model = isinstance(said, yaml.MappingNode)
-    text = None if by_model else _text(said, f"{speaker.value}'s turn")
-    return Turn(speaker.value, roles[speaker.value], text, _most_tokens(said) if by_model else 0, _line(node))
+    text = None if by_model else nodes.text_of(said, f"{speaker.value}'s turn")
+    return Turn(speaker.value, roles[speaker.value], text, _most_tokens(said) if by_model else 0, nodes.line_of(node))
 
 
 def _most_tokens(node: yaml.Node) -> int:
-    write = _fields(node, "a turn that the model writes", ("write",))["write"]
-    if not _is_scalar(write, "int") or not re.fullmatch("[1-9][0-9]{,8}", write.value):
-        raise _refusal(write, f"write must be a positive whole number, got {_kind(write)}")
+    write = nodes.fields(node, "a turn that the model writes", ("write",))["write"]
+    if not nodes.is_scalar(write, "int") or not re.fullmatch("[1-9][0-9]{,8}", write.value):
+        raise nodes.refusal(write, f"write must be a positive whole number, got {nodes.kind_of(write)}")
     return int(write.value)
 
 
 def _template(node: yaml.Node) -> str:
-    template = _text(node, "format")
+    template = nodes.text_of(node, "format")
     if not re.fullmatch(r"[^{}]*\{speaker\}[^{}]*\{text\}", template):
         rule = "format must hold {speaker} once, {text} once as its end, and no other braces"
-        raise _refusal(node, f"{rule}; got {_short(template)}")
+        raise nodes.refusal(node, f"{rule}; got {nodes.shortened(template)}")
     if r"\n" in template:
-        raise _refusal(node, r"format holds a backslash and an n: \n is a new line only within double quotes")
+        raise nodes.refusal(node, r"format holds a backslash and an n: \n is a new line only within double quotes")
     return template
-
-
-# YAML, node by node
-
-
-def _document(path: Path) -> yaml.Node:
-    """The file's one document, as nodes that know their file and line."""
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = error.object.count(b"\n", 0, error.start) + 1
-        raise ValueError(f"{path.name}, line {line}: not UTF-8 ({error.reason}). Save the file as UTF-8.") from error
-    if odd := yaml.SafeLoader.NON_PRINTABLE.search(text):
-        line = text.count("\n", 0, odd.start()) + 1
-        raise ValueError(f"{path.name}, line {line}: YAML has no place for the character {odd[0]!r}")
-    loader = yaml.SafeLoader(text)
-    loader.name = path.name
-    try:
-        node = loader.get_single_node()
-    except yaml.MarkedYAMLError as error:
-        problem = ", ".join(part for part in (error.context, error.problem) if part)
-        if error.context_mark and error.context_mark.line != error.problem_mark.line:
-            problem += f" (begun in line {error.context_mark.line + 1})"
-        raise ValueError(f"{path.name}, line {error.problem_mark.line + 1}: not YAML: {problem}") from error
-    except (ValueError, OverflowError, RecursionError) as error:  # an escape beyond Unicode; thousands of brackets
-        raise ValueError(f"{path.name}, line {loader.line + 1}: not YAML: {error}") from error
-    if node is None:
-        raise ValueError(f"{path.name}, line 1: the file is empty")
-    return node
-
-
-def _fields(node: yaml.Node, what: str, needed: Sequence[str], optional: Sequence[str] = ()) -> dict[str, yaml.Node]:
-    """The values of a mapping that has all needed keys and none but these and the optional ones."""
-    known = (*needed, *optional)
-    entries = _entries(node, what)
-    for key, _ in entries:
-        if key.value not in known:
-            raise _refusal(key, f"{what} has no key {_short(key.value)}. {_suggestion(key.value, known)}")
-    found = {key.value: value for key, value in entries}
-    for key in needed:
-        if key not in found:
-            raise _refusal(node, f"{what} lacks the key {key!r}")
-    return found
-
-
-def _entries(node: yaml.Node, what: str) -> list[tuple[yaml.Node, yaml.Node]]:
-    """The keys and values of a mapping, no key twice. A key counts as written, so a speaker may be called No."""
-    if not isinstance(node, yaml.MappingNode) or node.tag != PLAIN + "map":
-        raise _refusal(node, f"{what} must be a mapping, got {_kind(node)}")
-    seen = set()
-    for key, _ in node.value:
-        if not any(_is_scalar(key, kind) for kind in KINDS) or not key.value.strip():
-            raise _refusal(key, f"a key of {what} must be a text, got {_kind(key)}")
-        if key.value in seen:
-            raise _refusal(key, f"{what} has the key {_short(key.value)} twice")
-        seen.add(key.value)
-    return node.value
-
-
-def _list(node: yaml.Node, what: str, least: int = 1) -> list[yaml.Node]:
-    if not isinstance(node, yaml.SequenceNode) or node.tag != PLAIN + "seq":
-        raise _refusal(node, f"{what} must be a list, got {_kind(node)}")
-    if len(node.value) < least:
-        raise _refusal(node, f"{what} must be {least} or more, got {len(node.value)}")
-    return node.value
-
-
-def _text(node: yaml.Node, what: str) -> str:
-    if not _is_scalar(node, "str"):
-        raise _refusal(node, f"{what} must be a text in double quotes, got {_kind(node)}")
-    if not node.value.strip():
-        raise _refusal(node, f"{what} is empty ({_short(node.value)})")
-    if half := re.search("[\ud800-\udfff]", node.value):  # written as an escape, "\ud83d"
-        raise _refusal(node, f"{what} holds half a character ({half[0]!r}): write the character itself")
-    return node.value
-
-
-def _choice(node: yaml.Node, what: str, known: Sequence[str]) -> str:
-    value = _text(node, what)
-    if value not in known:
-        raise _refusal(node, f"{what}: {_short(value)} is unknown. {_suggestion(value, known)}")
-    return value
-
-
-def _choices(node: yaml.Node, what: str, known: Sequence[str], least: int = 1) -> tuple[str, ...]:
-    """The texts of a list, each a known one and none twice."""
-    found: list[str] = []
-    for item in _list(node, what, least):
-        value = _choice(item, what, known)
-        if value in found:
-            raise _refusal(item, f"{what}: {value!r} comes twice")
-        found.append(value)
-    return tuple(found)
-
-
-def _suggestion(value: str, known: Sequence[str]) -> str:
-    nearest = difflib.get_close_matches(value[:100], known, 1, cutoff=0)[0]
-    return f"Did you mean {nearest!r}? Known: {', '.join(known)}."
-
-
-def _is_scalar(node: yaml.Node, kind: str) -> bool:
-    return isinstance(node, yaml.ScalarNode) and node.tag == PLAIN + kind
-
-
-def _kind(node: yaml.Node) -> str:
-    """What a node is, in words, and how it begins."""
-    kind = KINDS.get(node.tag.removeprefix(PLAIN), f"something with the tag {node.tag!r}")
-    return f"{kind} ({_short(node.value)})" if isinstance(node.value, str) and node.value else kind
-
-
-def _short(text: str) -> str:
-    return repr(text if len(text) <= 40 else text[:40] + "...")
-
-
-def _line(node: yaml.Node) -> int:
-    return node.start_mark.line + 1
-
-
-def _refusal(node: yaml.Node, reason: str) -> ValueError:
-    return ValueError(f"{node.start_mark.name}, line {_line(node)}: {reason}")

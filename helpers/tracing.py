@@ -85,8 +85,8 @@ def moved(
     """How much of the difference moves when a component is swapped at one place and layer (or depth).
 
     Mean of both directions: what the neutral version gains and what the emotional one loses. Another sentence is the
-    pair `shift` rows further on: it erases what stood at the place and brings nothing of the other version. Half of
-    what the place carries of a pair's difference is expected to go with that.
+    pair `shift` rows further on, never one's own: it erases what stood at the place and brings nothing of the other
+    version. Half of what the place carries goes with that, where the pairs' own differences average out.
     """
     chosen = list(trace.places if places is None else places)
     swap, count = _swap(trace, chosen, giver, shift), len(trace.pairs)
@@ -162,7 +162,7 @@ def _swap(trace: Trace, places: Sequence[str], giver: Giver = "the other version
     """
     count = len(trace.pairs)
     own = torch.arange(count)
-    other = own if giver == "the other version" else (own + shift) % count
+    other = own if giver == "the other version" else (own + 1 + (shift - 1) % (count - 1)) % count
     if giver == "another sentence of the same kind":
         donors = torch.cat([count + other, other])
     elif giver == "the other version":

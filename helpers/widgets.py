@@ -121,24 +121,28 @@ class Panel(ipywidgets.VBox):
         return {name: control.value for name, control in self.controls.items()}
 
     def press(self) -> None:
-        """What the button does."""
-        if not self.busy and not self.run(lambda: self.asked(**self.values), self._keep):
-            self.clear()
+        """What the button does; an error leaves nothing of the last result."""
+        if self.busy:
+            return
+        self.busy = True
+        try:
+            if not self.run(lambda: self.asked(**self.values), self._keep):
+                self.clear()
+        finally:
+            _soon(self._free)
 
     def again(self) -> None:
         """The last result as the controls want it now; nothing is computed, and nothing is done before a first one."""
-        if self.made is None or self.busy:
+        if self.made is None:
             return
         with _told(self.said):
             self.found, options = self.redraw(self.found, **self.values)
             self._keep(Call(self.made.of, self.made.name, self.made.arguments, self.made.options | options), self.found)
 
     def run(self, asked: Callable[[], Call], keep: Callable[[Call, Any], None]) -> bool:
-        """Make a call and hand it over with what it gave, busy meanwhile; whether that went well."""
-        if self.busy:
-            return False
-        self.busy = self.button.disabled = True
-        self.button.description, self.state.value = "working ...", "<span role='status'>working ...</span>"
+        """Make a call and hand it over with what it gave, the button saying so; whether that went well."""
+        self.button.disabled, self.button.description = True, "working ..."
+        self.state.value = "<span role='status'>this takes a moment</span>"
         try:
             with _told(self.said) as caught:
                 call = asked()
@@ -146,7 +150,6 @@ class Panel(ipywidgets.VBox):
             return not caught
         finally:
             self.button.description, self.button.disabled, self.state.value = self.label, False, ""
-            _soon(self._free)
 
     def show_code(self, call: Call) -> None:
         """The call in a box that can be reached, selected and copied, and not changed."""
@@ -178,8 +181,13 @@ def _rows(controls: dict[str, ipywidgets.Widget], together: Sequence[Sequence[st
     line_of = {name: names for names in together for name in names}
     lines = dict.fromkeys(tuple(line_of.get(name, [name])) for name in controls)
     wrapping = ipywidgets.Layout(flex_flow="row wrap")
-    boxed = ([controls[name] for name in names] for names in lines)
+    boxed = ([_slid(controls[name]) for name in names] for names in lines)
     return [each[0] if len(each) == 1 else ipywidgets.HBox(each, layout=wrapping) for each in boxed]
+
+
+def _slid(control: ipywidgets.Widget) -> ipywidgets.Widget:
+    """The control, with its slider beside it if it has one."""
+    return ipywidgets.HBox([control, control.slid]) if hasattr(control, "slid") else control
 
 
 @contextmanager
@@ -246,9 +254,18 @@ def whole(value: int, low: int, high: int, label: str, tooltip: str) -> ipywidge
 
 
 def steps(value: float, low: float, high: float, step: float, label: str, tooltip: str) -> ipywidgets.Widget:
-    """A slider in steps, whole numbers where the step is one; the number beside it can be typed."""
-    kind = ipywidgets.IntSlider if isinstance(step, int) else ipywidgets.FloatSlider
-    return kind(
-        value=value, min=low, max=high, step=step, description=label, tooltip=tooltip, style=LABELS,
-        continuous_update=False, layout=ipywidgets.Layout(width="24em"),
-    )  # fmt: skip
+    """A box for a number, whole where the step is, with a slider beside it (`slid`) that a mouse can move.
+
+    The box has the label and all keys; in JupyterLab the arrow keys on a slider belong to the notebook.
+    """
+    whole = isinstance(step, int)
+    kind, slides = (
+        (ipywidgets.BoundedIntText, ipywidgets.IntSlider)
+        if whole
+        else (ipywidgets.BoundedFloatText, ipywidgets.FloatSlider)
+    )
+    span = {"value": value, "min": low, "max": high, "step": step, "tooltip": tooltip}
+    box = kind(**span, description=label, style=LABELS, layout=ipywidgets.Layout(width="12.5em"))
+    box.slid = slides(**span, readout=False, continuous_update=False, layout=ipywidgets.Layout(width="11em"))
+    ipywidgets.jslink((box.slid, "value"), (box, "value"))
+    return box

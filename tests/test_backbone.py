@@ -171,7 +171,7 @@ def test_places_distances_and_scores_by_hand():
     assert accuracy(subspace, acts, torch.tensor([[0, 0], [0, 1], [1, 1]])).tolist() == [1, 0.75, 0.5]
     # 1 and 3 against 5 and 4 from the first mean; 1 and 0 against 5 and 1 from the second: one of four is a tie
     assert separation(subspace, acts) == (1 + 3.5 / 4) / 2
-    assert share_of_variance(subspace, acts).item() == pytest.approx(20.75 / 76.5)
+    assert share_of_variance(subspace, acts).item() == pytest.approx(20.75 / 72.5)
 
 
 def test_distances_are_those_between_projections(generator):
@@ -438,7 +438,7 @@ def test_every_family_is_read_at_every_depth_and_the_full_stop_of_rotary_models_
     assert at_zero.eq(at_zero[0, 0]).all() == (any_model.cfg.positional_embedding_type == "rotary")
     if any_model.cfg.positional_embedding_type == "rotary":
         assert found["separation"][found["depth"] == 0].tolist() == [0.5] * 4
-    assert found["depth"][0] > 0 and found["separation"][0] > 0.6
+        assert found["depth"][0] > 0 and found["separation"][0] > 0.6
     for depth in range(acts["train"].shape[2]):
         here = acts["train"][:, :, depth]
         for each in random(here, 2, 3, seeded(0)).values():

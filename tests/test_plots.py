@@ -2,11 +2,13 @@
 
 import inspect
 import re
+from io import BytesIO
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+import PIL.Image
 import pytest
 from IPython.display import Image
 from matplotlib.figure import Figure
@@ -168,6 +170,29 @@ def test_a_saved_figure_is_shown_once_and_closed(figures: Path, monkeypatch: pyt
     plots.save(figure, TABLE, "01_d", "bookworm")
     assert [type(picture) for picture in shown] == [Image]
     assert plt.get_fignums() == []
+
+
+def test_a_figure_is_written_anywhere_without_being_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(plots, "display", lambda shown: pytest.fail("shown"))
+    figure = plt.figure()
+    plots.written(figure, TABLE, tmp_path / "a" / "b" / "by_turn", "some model")
+    folder = tmp_path / "a" / "b"
+    assert sorted(path.name for path in folder.iterdir()) == ["by_turn.csv", "by_turn.png"]
+    assert (folder / "by_turn.png").read_bytes().startswith(PNG)
+    pd.testing.assert_frame_equal(pd.read_csv(folder / "by_turn.csv"), TABLE.assign(model="some model"), rtol=1e-4)
+    assert [text.get_text() for text in figure.texts] == ["model: some model"]
+    assert [plt.figure(number) for number in plt.get_fignums()] == [figure]
+
+
+@pytest.mark.parametrize("inches", [3, 30])
+def test_a_picture_has_256_colours_on_white_and_the_width_of_a_page(inches: float):
+    figure = plt.figure(figsize=(inches, 2), facecolor="none")
+    figure.add_axes((0, 0, 1, 1)).imshow(np.random.default_rng(0).random((40, 40, 3)), aspect="auto")
+    found = PIL.Image.open(BytesIO(plots.picture(figure)))
+    assert found.format == "PNG" and len(found.convert("RGB").getcolors(10**6)) <= 256
+    assert found.width == pytest.approx(min(100 * inches, plots.WIDEST), rel=0.12)  # and its edges
+    assert found.convert("RGB").getpixel((0, 0)) == (255, 255, 255)
+    assert plt.fignum_exists(figure.number)
 
 
 def test_saving_twice_writes_the_same_bytes(figures: Path):

@@ -307,9 +307,9 @@ def test_a_hook_of_the_caller_is_read_and_stays(model):
 
 
 @ERRORS
-@pytest.mark.parametrize("passes", [0, 1, 4])
+@pytest.mark.parametrize("passes", [0, 4])
 def test_no_hook_stays_after_an_error(model, error, passes):
-    """In the first turn, in the second, and while the model writes."""
+    """In the first turn, and while the model writes the second."""
 
     def fail(part: torch.nn.Module, args: tuple) -> None:
         calls.append(part)
@@ -411,12 +411,12 @@ def test_what_may_be_written_counts_before_anything_runs(model):
     assert len(found.ids) <= model.cfg.n_ctx
 
 
-@pytest.mark.parametrize("wrong", [torch.nan, torch.inf])
-@pytest.mark.parametrize("positions", ["every token", "end of turn"])
+@pytest.mark.parametrize(("wrong", "positions"), [(torch.nan, "every token"), (torch.inf, "end of turn")])
 def test_an_activation_that_is_not_finite_is_named(fresh, wrong, positions):
+    """By the token that it comes from, not by the first that attends to it."""
+    at = recording(fresh, *GIVEN).tokens.query("token == ' walked'")["pos"].item()
     with torch.no_grad():
         fresh.embed.weight[id_of(fresh.tokenizer, " walked")] = wrong
-    at = recording(load_model(str(fresh.cfg.folder)), *GIVEN).tokens.query("token == ' walked'")["pos"].item()
     match = rf"non-finite activation at token {at} \(turn 2 of 'talk'\): load the model in float32"
     with pytest.raises(ValueError, match=match):
         recording(fresh, *GIVEN, positions=positions)
@@ -434,17 +434,14 @@ def test_an_activation_that_is_not_finite_is_named_where_the_model_writes(fresh,
 # Neutral background
 
 
-@pytest.mark.parametrize("position", ["token", "end of turn", "mean of turn"])
-def test_a_background_is_every_state_of_the_chained_calibration(model, position):
-    found = neutral_background(model, position)
-    scenario = chained(model, calibration(), 1024)
-    states, at = [], []
-    for conversation in scenario.conversations:
-        each = record(model, scenario, conversation)
-        states.append(each.stream[1:] if position == "token" else each.at_turns(position))
-        at += [*range(1, len(each.ids))] if position == "token" else each.turns["pos"].tolist()
-    assert torch.equal(found.states, torch.cat(states))
-    assert found.position.tolist() == at
+def test_a_background_is_every_state_of_the_chained_calibration(model):
+    held = recorded(model, chained(model, calibration(), 1024))
+    for position in ("token", "end of turn", "mean of turn"):
+        found, every = neutral_background(model, position), position == "token"
+        states = [each.stream[1:] if every else each.at_turns(position) for each in held]
+        at = [range(1, len(each.ids)) if every else each.turns["pos"] for each in held]
+        assert torch.equal(found.states, torch.cat(states))
+        assert found.position.tolist() == [*chain(*at)]
 
 
 def test_a_background_covers_the_context_and_begins_with_every_conversation_once(model):
@@ -484,6 +481,7 @@ def planted(silent: Callable, model: TransformerBridge) -> Callable[[float], Tra
     """
     happy, _, _, key = directions()
 
+    @cache
     def load(size: float) -> TransformerBridge:
         def plant(hf: PreTrainedModel) -> None:
             hf.transformer.wte.weight[id_of(model.tokenizer, PLANTED)] = key
