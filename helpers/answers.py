@@ -17,7 +17,7 @@ MINE = "my direction"
 
 @dataclass(frozen=True)
 class Reading:
-    """What every token of a text reads as, in SDs of neutral tokens; shown at one depth, for one or two emotions."""
+    """What every token of a text reads as, in SDs of neutral tokens at its place; at one depth, one or two emotions."""
 
     tokens: list[str]
     names: list[str]
@@ -53,7 +53,7 @@ class Reading:
             f"<b>{name}</b>{markup.shaded(self.tokens, self.table[name].tolist(), name)}" for name in self.emotions
         ]
         return markup.page(
-            f"At depth {self.depth}, in standard deviations (SD) of neutral tokens:",
+            f"At depth {self.depth}, in standard deviations (SD) of neutral tokens at the same place of a text:",
             *texts,
             markup.legend(),
             "<b>strongest over the whole text</b>, mean of its tokens",

@@ -7,14 +7,12 @@ or the title of it says too. Everything typed or generated is escaped.
 from base64 import b64encode
 from collections.abc import Sequence
 from html import escape
-from io import BytesIO
 
 import matplotlib.pyplot as plt
 import pandas as pd
-import PIL.Image
 from matplotlib.figure import Figure
 
-from helpers.plots import WIDEST, readable
+from helpers import plots
 
 ABOVE, BELOW = (230, 159, 0), (0, 114, 178)  # orange and blue; white between them
 FULL = 3.0  # SD at which a colour is full
@@ -84,16 +82,13 @@ def folded(summary: str, body: str) -> str:
 def numbers(table: pd.DataFrame, precision: int = 2) -> str:
     """A table to read, as `plots.readable` makes it."""
     looks = [{"selector": "td, th", "props": "padding: 2px 8px"}, {"selector": "th", "props": "white-space: nowrap"}]
-    return readable(table, precision).set_table_styles(looks).to_html()
+    return plots.readable(table, precision).set_table_styles(looks).to_html()
 
 
 def picture(figure: Figure, alt: str) -> str:
-    """The figure as a picture of 256 colours inside the page; closes the figure."""
-    full, small = BytesIO(), BytesIO()
-    figure.savefig(full, format="png", dpi=min(figure.dpi, WIDEST / figure.get_figwidth()), facecolor="white")
+    """The figure as a picture inside the page; closes the figure."""
+    source = b64encode(plots.picture(figure)).decode()
     plt.close(figure)
-    PIL.Image.open(full).convert("RGB").quantize(256).save(small, "png", optimize=True)
-    source = b64encode(small.getvalue()).decode()
     return f"<img alt='{escape(alt)}' style='max-width:100%' src='data:image/png;base64,{source}'>"
 
 

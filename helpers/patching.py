@@ -1,8 +1,8 @@
 """Activation patching: put what one text left at a place into the run of another, and see what that changes.
 
 Also called causal tracing or interchange intervention (Vig et al. 2020; Meng et al. 2022; Heimersheim & Nanda 2024 on
-its use). Two texts are alike token by token but for one word; a run is one of them. Blocks below the patched place read
-nothing new and are skipped. Only what is read at the last token is computed.
+its use). Two texts are alike token by token but for one word; a run is one of them. What a swap cannot change is not
+computed again: the blocks below it are skipped, the tokens before it stand in the KV cache.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 from transformer_lens.model_bridge.exceptions import StopAtLayerException
+from transformers import DynamicCache
 
 from helpers.activations import batches, checked_site, progress, site, tokens_at_once
 from helpers.passes import skipped
@@ -33,6 +34,7 @@ class Runs:
     read: Tokens
     stream: Float[Tensor, "run pos depth d_model"]
     outputs: Mapping[Component, Float[Tensor, "run pos layer *width"]]
+    attended: Sequence[tuple[Tensor, Tensor]]  # keys and values of every layer: run, head, pos, d_head
 
     @property
     def last(self) -> Float[Tensor, "run d_model"]:
@@ -43,6 +45,10 @@ class Runs:
     def held(self, component: Component, layer: int) -> Float[Tensor, "run pos *width"]:
         """What a component held at every token; of the residual stream a layer is a depth."""
         return self.stream[:, :, layer] if component == "residual stream" else self.outputs[component][:, :, layer]
+
+    def before(self, pos: int, runs: Int[Tensor, "row"]) -> DynamicCache:
+        """The KV cache of these runs up to a position; a sliding window is left to the attention mask."""
+        return DynamicCache([(keys[runs, :, :pos], values[runs, :, :pos]) for keys, values in self.attended])
 
 
 @dataclass(frozen=True)
@@ -76,12 +82,12 @@ def ran(model: TransformerBridge, texts: Sequence[str], components: Sequence[Com
 
         return at_site
 
-    hooks = [(name, keep(key)) for key, name in names.items()]
+    hooks, cache = [(name, keep(key)) for key, name in names.items()], DynamicCache()
     with torch.no_grad(), model.hooks(fwd_hooks=hooks), suppress(StopAtLayerException):
-        model.original_model(input_ids=read.ids, use_cache=False)
+        model.original_model(input_ids=read.ids, past_key_values=cache, use_cache=True)
     stream = torch.stack([found[depth] for depth in range(model.cfg.n_layers + 1)], 2)
     outputs = {each: torch.stack([found[each, layer] for layer in layers], 2) for each in others}
-    return Runs(read, stream, outputs)
+    return Runs(read, stream, outputs, [(layer.keys, layer.values) for layer in cache.layers])
 
 
 def swapped(
@@ -122,29 +128,31 @@ def _last(
     n_layers, device, name = model.cfg.n_layers, model.cfg.device, _site(model, component, layer)
     new = _given(runs, swap, component, layer)
     length = runs.read.length.cpu()[swap.base]
-    found = torch.empty(len(swap.base), model.cfg.d_model)
-    entry = min(layer, n_layers - 1)
     if component == "residual stream" and layer == n_layers:
         done(len(new))
         return new[torch.arange(len(new)), length - 1]
-    rows = torch.empty(0)
+    found, entry = torch.empty(len(swap.base), model.cfg.d_model), min(layer, n_layers - 1)
+    first = torch.where(swap.places.any(-1), swap.places.float().argmax(-1), length - 1)
+    rows, read = torch.empty(0), slice(0)
 
     def enter(resid: Tensor, hook) -> Tensor:
-        return runs.stream[swap.base[rows], : resid.shape[1], entry].to(resid)
+        return runs.stream[swap.base[rows], read, entry].to(resid)
 
     def change(acts: Tensor, hook) -> Tensor:
-        return new[rows, : acts.shape[1]].to(acts)
+        return new[rows, read].to(acts)
 
     def keep(resid: Tensor, hook) -> None:
-        found[rows] = resid[torch.arange(len(rows)), length[rows].to(resid.device) - 1].float().cpu()
+        found[rows] = resid[torch.arange(len(rows)), length[rows].to(resid.device) - 1 - read.start].float().cpu()
         raise StopAtLayerException(resid)
 
     hooks = [(site(model, entry), enter), (name, change), (site(model, n_layers), keep)]
     with model.hooks(fwd_hooks=hooks), skipped(model, entry):
-        for rows in batches(length, tokens_at_once(model)):
-            ids = runs.read.ids[swap.base[rows].to(device), : int(length[rows].max())]
+        for rows in batches(first, tokens_at_once(model)):
+            read = slice(int(first[rows].min()), int(length[rows].max()))
+            base = swap.base[rows].to(device)
+            cache = runs.before(read.start, base)
             with suppress(StopAtLayerException):
-                model.original_model(input_ids=ids, use_cache=False)
+                model.original_model(input_ids=runs.read.ids[base, read], past_key_values=cache, use_cache=True)
             done(len(rows))
     return found
 

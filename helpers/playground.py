@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from helpers import markup, readouts
+from helpers import markup, readouts, recordings
 from helpers.activations import POSITIONS, Position, every_token, pair_residuals, residual_norms, site
 from helpers.answers import MINE, Continuations, Firing, OwnDirection, Passages, Reading, chosen
 from helpers.config import CFG, FIGURES
@@ -36,6 +36,7 @@ FEAR = "fear"
 SEPARATOR = "|"
 READ_AT: Position = "mean"  # where the emotions' situations are read: any token of a text may be compared with a mean
 PASSAGES = 60  # in which a feature is looked for: a click should be answered soon
+BACKGROUND_TOKENS = 256  # of each neutral conversation: a longer text of one's own is read against the last of them
 DOSED_ON = 4  # every fourth neutral text gives the dose
 
 
@@ -48,7 +49,7 @@ class Playground:
     position: Position
     chosen_by: str
     norm: Float[Tensor, "depth"]
-    background: Float[Tensor, "token depth d_model"]
+    background: readouts.Background
     kept: dict[Any, Any] = field(default_factory=dict)
 
     def __repr__(self) -> str:
@@ -59,7 +60,7 @@ class Playground:
         return self._once(("references", position), lambda: readouts.from_texts(self.model, names(), position))
 
     def read(self, text: str, depth: int | None = None, emotions: Sequence[str] | None = None) -> Reading:
-        """How far every token of a text lies along emotions, in SDs of neutral tokens.
+        """How much further every token of a text lies along emotions than neutral tokens at its place, in their SDs.
 
         Without `emotions`, the one that is strongest over the text. Raises ValueError for a text that is empty or too
         long, a depth that the model lacks, and an unknown emotion.
@@ -67,7 +68,8 @@ class Playground:
         depth, wanted = self._depth(depth), None if emotions is None else chosen(emotions, names())
         ids = self._ids(text)
         states = every_token(self.model, [text])
-        scores = readouts.corrected(states, self.references(), self.background)
+        at = torch.arange(1, len(states) + 1)
+        scores = readouts.beyond_neutral(states, at, self.references(), self.background)
         found = Reading(_pieces(self.model, [], ids), names(), scores, depth, names()[:1])
         return found.at(depth, wanted or [found.strongest["emotion"].iloc[0]])
 
@@ -274,18 +276,19 @@ class Playground:
 
 
 def opened(model: TransformerBridge) -> Playground:
-    """A Playground of the model: the depth and position that notebook 01 chose, and its neutral texts, read.
+    """A Playground of the model: the depth and position that notebook 01 chose, and neutral talk, recorded.
 
     Where notebook 01 has not run on this model: half of the depth, and the last token.
     """
-    neutral, last = neutral_texts(), model.cfg.n_layers
+    last = model.cfg.n_layers
     depth, position, chosen_by = round(last / 2), "last token", "half of the depth; notebook 01 has chosen none here"
     path = FIGURES / model.cfg.model_name / "01_choices.csv"
     if path.is_file():
         row = pd.read_csv(path).iloc[0]
         if 0 <= row["depth"] <= last:
             depth, position, chosen_by = int(row["depth"]), row["position"], "chosen by notebook 01"
-    return Playground(model, depth, position, chosen_by, residual_norms(model, neutral), every_token(model, neutral))
+    background = recordings.background(recordings.neutral_talk(model, BACKGROUND_TOKENS), "token")
+    return Playground(model, depth, position, chosen_by, residual_norms(model, neutral_texts()), background)
 
 
 def parsed_pairs(text: str) -> pd.DataFrame:

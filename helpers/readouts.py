@@ -100,20 +100,6 @@ def overlap(states: States, centroids: Float[Tensor, "emotion depth d_model"], s
     return both / (2 * of_centroids[0, 0].sum() - both)
 
 
-def corrected(states: States, references: References, background: Float[Tensor, "other depth d_model"]) -> Readouts:
-    """How far each state lies along each of `References.axes`, from the mean of neutral states, in their SDs.
-
-    Zero at a depth where the emotions or the neutral states do not differ. Raises ValueError for fewer than two
-    neutral states.
-    """
-    if len(background) < 2:
-        raise ValueError(f"a spread needs at least two neutral states, got {len(background)}")
-    along, neutral = (torch.einsum("...ld,eld->...el", each, references.axes) for each in (states, background))
-    mean, spread = neutral.mean(0), neutral.std(0)
-    floor = 1e-6 * background.norm(dim=-1).mean(0)  # below it only rounding is left
-    return (along - mean) / spread.where(spread > floor, torch.inf)
-
-
 def beyond_neutral(
     states: States, position: Int[Tensor, "*state"], references: References, background: Background
 ) -> Readouts:

@@ -66,50 +66,51 @@ def recorded(model: TransformerBridge, scenario: Scenario, seed: int | None = No
     conversation that does not fit the model's context, and for activations that are not finite.
     """
     check_fits(model, scenario)
-    with progress(len(scenario.conversations), "conversation", f"recording {scenario.name}") as bar:
-        found = []
+    tape, found = _Tape(model, "after attention" in scenario.streams), []
+    with (
+        torch.no_grad(),
+        model.hooks(fwd_hooks=tape.hooks(model)),
+        progress(len(scenario.conversations), "conversation", f"recording {scenario.name}") as bar,
+    ):
         for conversation in scenario.conversations:
-            found.append(record(model, scenario, conversation, seed))
+            noise = None if seed is None else torch.Generator().manual_seed(seed)
+            found.append(_record(model, scenario, conversation, tape, noise))
             bar.update()
     return found
 
 
-def neutral_background(
-    model: TransformerBridge, position: TurnPosition | Literal["token"], most: int = 1024
-) -> Background:
-    """States of neutral conversations, at every token or once per turn, at every position of the context.
+def neutral_talk(model: TransformerBridge, most: int = 1024) -> list[Recording]:
+    """Neutral talk at every position of the context, for `background`.
 
     The calibration half of the scenario `neutral` (its 1st, 3rd, ... conversation), set one behind the other until the
     context (or `most` tokens) is full; every one of them comes first once.
     """
-    chained = recorded(model, scenarios.chained(model, calibration(), most))
+    return recorded(model, scenarios.chained(model, calibration(), most))
+
+
+def background(talk: Sequence[Recording], position: TurnPosition | Literal["token"]) -> Background:
+    """The states of recordings at every token (position 0 left out), or once per turn."""
     if position == "token":
-        states = [each.stream[1:] for each in chained]
-        at = [torch.tensor(each.tokens["pos"].to_numpy())[1:] for each in chained]
+        states = [each.stream[1:] for each in talk]
+        at = [torch.tensor(each.tokens["pos"].to_numpy())[1:] for each in talk]
     else:
-        states, at = [each.at_turns(position) for each in chained], [each.turn_positions for each in chained]
+        states, at = [each.at_turns(position) for each in talk], [each.turn_positions for each in talk]
     return Background(torch.cat(states), torch.cat(at))
 
 
-@torch.no_grad()
-def record(
-    model: TransformerBridge, scenario: Scenario, conversation: Conversation, seed: int | None = None
+def _record(
+    model: TransformerBridge, scenario: Scenario, conversation: Conversation, tape: "_Tape", noise: Generator | None
 ) -> Recording:
-    """One conversation of a scenario; see `recorded`."""
-    check_fits(model, scenario, conversation)
     given = turn_ids(model, scenario, conversation)
-    room = sum(len(ids) + turn.write for ids, turn in zip(given, conversation.turns))
-    tape = _Tape(model, room, "after attention" in scenario.streams)
-    noise = None if seed is None else torch.Generator().manual_seed(seed)
+    tape.rewind(model, sum(len(ids) + turn.write for ids, turn in zip(given, conversation.turns)))
     rows = []
-    with model.hooks(fwd_hooks=tape.hooks(model)):
-        for number, (ids, turn) in enumerate(zip(given, conversation.turns), 1):
-            before, text = tape.length, turn.text
-            logits = tape.read(model, ids)
-            if turn.text is None:
-                text = _written(model, tape, logits, turn.write, noise)
-            new = tape.ids[before : tape.length]
-            rows += [(before + i, number, turn.speaker, turn.role, text, id_) for i, id_ in enumerate(new)]
+    for number, (ids, turn) in enumerate(zip(given, conversation.turns), 1):
+        before, text = tape.length, turn.text
+        logits = tape.read(model, ids)
+        if turn.text is None:
+            text = _written(model, tape, logits, turn.write, noise)
+        new = tape.ids[before : tape.length]
+        rows += [(before + i, number, turn.speaker, turn.role, text, id_) for i, id_ in enumerate(new)]
     return _recording(model, scenario, conversation, rows, tape)
 
 
@@ -135,16 +136,20 @@ def _written(
 
 
 class _Tape:
-    """Room for a conversation, written from the front by the hooks of every pass."""
+    """Room for one conversation at a time, written from the front by the hooks of every pass."""
 
-    def __init__(self, model: TransformerBridge, room: int, attention: bool) -> None:
+    def __init__(self, model: TransformerBridge, attention: bool) -> None:
+        self.with_attention = attention
+        self.rewind(model, 0)
+
+    def rewind(self, model: TransformerBridge, room: int) -> None:
+        """Fresh room for so many tokens; what a recording holds of the last conversation stays its own."""
         layers, d_model = model.cfg.n_layers, model.cfg.d_model
         self.stream = torch.empty(room, layers + 1, d_model)
-        self.attention = torch.empty(room, layers, d_model) if attention else None
+        self.attention = torch.empty(room, layers, d_model) if self.with_attention else None
         self.cache = DynamicCache(config=model.original_model.config)
         self.ids: list[int] = []
-        self.length = 0
-        self.start = 0
+        self.length = self.start = 0
 
     def read(self, model: TransformerBridge, ids: Sequence[int]) -> Float[Tensor, "vocab"]:
         """Reads these tokens after those before; the logits of what comes next."""
@@ -160,7 +165,7 @@ class _Tape:
 
     def hooks(self, model: TransformerBridge) -> list:
         depths = [(site(model, depth), self._keep(depth)) for depth in range(model.cfg.n_layers + 1)]
-        if self.attention is None:
+        if not self.with_attention:
             return depths
         attention = [checked_site(model, f"blocks.{layer}.hook_attn_out") for layer in range(model.cfg.n_layers)]
         return depths + [(name, self._keep_attention(layer)) for layer, name in enumerate(attention)]

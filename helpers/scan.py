@@ -42,10 +42,10 @@ def scan(model: TransformerBridge, scenario: Scenario, folder: Path, seed: int |
     for needed in (scenario, scenarios.control()):
         scenarios.check_fits(model, needed)
     with replacing(folder / "report.html") as page:
-        best = turns.choice(model).iloc[0]
-        against = turns.scale(model, scenario.references, best["texts at"], int(best["depth"]))
+        best, neutral = turns.choice(model).iloc[0], recordings.neutral_talk(model)
+        against = turns.scale(model, scenario.references, best["texts at"], int(best["depth"]), neutral)
         recorded = recordings.recorded(model, scenario, seed)
-        tables = _tables(model, scenario, recorded, against)
+        tables = _tables(model, scenario, recorded, against, recordings.background(neutral, "token"))
         figures = {
             "by_turn": scan_plots.by_turn(tables["by_turn"], "beyond neutral (SD)", scenario.references),
             "lens": scan_plots.lens_table(_of_first(tables["lens"], recorded)),
@@ -62,11 +62,14 @@ def scan(model: TransformerBridge, scenario: Scenario, folder: Path, seed: int |
 
 
 def _tables(
-    model: TransformerBridge, scenario: Scenario, recorded: Sequence[Recording], against: turns.Scale
+    model: TransformerBridge,
+    scenario: Scenario,
+    recorded: Sequence[Recording],
+    against: turns.Scale,
+    background: readouts.Background,
 ) -> dict[str, pd.DataFrame]:
     every_turn = turns.by_turn(scenario, recorded, against)
     references = readouts.from_texts(model, scenario.references, "mean")
-    background = recordings.neutral_background(model, "token")
     tokens = [turns.by_token(each, references, background) for each in recorded]
     lens = [turns.lens(model, each) for each in recorded]
     control = recordings.recorded(model, scenarios.control())

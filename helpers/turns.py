@@ -57,14 +57,16 @@ def choice(model: TransformerBridge) -> pd.DataFrame:
     return chosen({("situations", p, p): acts for p, acts in found["train"].items()}, found["validation"])
 
 
-def scale(model: TransformerBridge, names: Sequence[str], position: Position, depth: int) -> Scale:
-    """What turns are read against: situations and neutral turns at "final punctuation" or "mean".
+def scale(
+    model: TransformerBridge, names: Sequence[str], position: Position, depth: int, neutral: Sequence[Recording]
+) -> Scale:
+    """What turns are read against: situations at "final punctuation" or "mean", and turns of `recordings.neutral_talk`.
 
     Raises ValueError for a position at which turns cannot be read.
     """
     if position not in TURNS_AT:
         raise ValueError(f"turns are read at {' or '.join(map(repr, TURNS_AT))}, not at {position!r}")
-    background = recordings.neutral_background(model, TURNS_AT[position])
+    background = recordings.background(neutral, TURNS_AT[position])
     return Scale(readouts.from_texts(model, names, position), background, TURNS_AT[position], depth)
 
 

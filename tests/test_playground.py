@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformer_lens.model_bridge import TransformerBridge
 
-from helpers import playground, readouts
+from helpers import playground, readouts, recordings
 from helpers.activations import every_token, pair_residuals, residual_norms
 from helpers.answers import MINE, Continuations, Reading, chosen, differing
 from helpers.config import FIGURES
@@ -69,10 +69,11 @@ def opened_with(choice: pd.DataFrame, path: Path, model: TransformerBridge) -> P
     return opened(model)
 
 
-def test_a_reading_is_the_corrected_readout_of_every_token(play: Playground, model: TransformerBridge):
+def test_a_reading_is_the_readout_of_every_token_beyond_neutral_talk(play: Playground, model: TransformerBridge):
     reading = play.read(TEXT, depth=2, emotions=["afraid", "calm"])
     references = readouts.from_texts(model, names(), "mean")
-    scores = readouts.corrected(every_token(model, [TEXT]), references, every_token(model, neutral_texts()))
+    states, neutral = every_token(model, [TEXT]), recordings.background(recordings.neutral_talk(model, 256), "token")
+    scores = readouts.beyond_neutral(states, torch.arange(1, len(states) + 1), references, neutral)
     assert "".join(reading.tokens) == TEXT
     torch.testing.assert_close(reading.scores, scores)
     torch.testing.assert_close(torch.tensor(reading.table["calm"]), scores[:, names().index("calm"), 2].double())

@@ -22,7 +22,6 @@ from helpers.readouts import (
     at_position,
     beyond_neutral,
     centred_cosine,
-    corrected,
     cosine,
     from_lexicon,
     from_texts,
@@ -138,33 +137,9 @@ def test_axes_are_zero_where_the_emotions_do_not_differ():
     states, background = torch.randn(5, 2, 8, generator=seeded(5)), noisy()
     for found in (
         beyond_neutral(states, AT[:5], refs, background),
-        corrected(states, refs, background.states),
         centred_cosine(states, refs),
     ):
         assert (found[..., 0] == 0).all() and (found[..., 1] != 0).all()
-
-
-# From the mean of neutral states
-
-
-def test_corrected_counts_in_sds_of_neutral_states_from_their_mean():
-    refs = References(("happy", "sad"), torch.tensor([[[1.0, 0.0]], [[-1.0, 0.0]]]), torch.zeros(1, 2))
-    background = torch.tensor([[[1.0, 7.0]], [[2.0, -7.0]], [[3.0, 0.0]]])  # mean 2, SD 1 along the axis
-    found = corrected(torch.tensor([[[2.0, 3.0]], [[4.5, -9.0]]]), refs, background)[..., 0]
-    close(found, torch.tensor([[0.0, 0.0], [2.5, -2.5]]))
-
-
-def test_corrected_is_zero_where_neutral_states_do_not_differ():
-    background = noisy().states
-    background[:, 1] = torch.randn(8, generator=seeded(6))
-    found = corrected(torch.randn(5, 2, 8, generator=seeded(7)), references(), background)
-    assert (found[..., 1] == 0).all() and (found[..., 0] != 0).all()
-
-
-def test_corrected_needs_two_neutral_states():
-    for count in (0, 1):
-        with pytest.raises(ValueError, match=f"a spread needs at least two neutral states, got {count}"):
-            corrected(torch.zeros(1, 2, 8), references(), torch.zeros(count, 2, 8))
 
 
 # Beyond what neutral text reads at that position
@@ -219,8 +194,9 @@ def test_what_drifts_with_the_position_in_all_states_alike_changes_nothing(drift
     before, after = beyond_neutral(states, at, refs, background), beyond_neutral(there, at, refs, moved)
     assert (after - before).abs().max() < error
     if drifting is not curve and error > 0.1:
-        plain = corrected(there, refs, moved.states) - corrected(states, refs, background.states)
-        assert plain.abs().max() > 5 * error
+        along_axes = torch.einsum("...ld,eld->...el", moved.states, refs.axes)
+        change = drifting(at)[:, None, None] * torch.einsum("ld,eld->el", along, refs.axes) / along_axes.std(0)
+        assert (change.amax(0) - change.amin(0)).max() > 5 * error
 
 
 def test_readings_of_neutral_states_themselves_have_mean_0_and_sd_1():

@@ -18,7 +18,7 @@ from helpers.activations import site, token_residuals
 from helpers.models import is_centred, load_model, uncentred
 from helpers.prompts import first_token
 from helpers.readouts import References, beyond_neutral, centred_cosine
-from helpers.recordings import Recording, neutral_background, record, recorded
+from helpers.recordings import Recording, background, neutral_talk, recorded
 from helpers.scenarios import STREAMS, TEMPLATE, Conversation, Scenario, Turn, calibration, chained, turn_ids
 
 # Longer than the tiny models' sliding window of 16 tokens, as is its third turn; None: the model writes.
@@ -49,8 +49,7 @@ def of(*conversations: Conversation, positions: str = "every token", streams: tu
 def recording(
     model: TransformerBridge, *texts: str | None, seed: int | None = None, write: int = 6, **how: object
 ) -> Recording:
-    scenario = of(talk_of(*texts, write=write), **how)
-    return record(model, scenario, scenario.conversations[0], seed)
+    return recorded(model, of(talk_of(*texts, write=write), **how), seed)[0]
 
 
 def family(model: TransformerBridge) -> str:
@@ -281,7 +280,7 @@ def test_ends_alone_have_no_mean(model):
 def test_a_recording_does_not_depend_on_the_ones_before_it(any_model):
     """Nor does it write into them."""
     talks = talk_of(*TALK), talk_of(*GIVEN, name="other")
-    alone = [record(any_model, of(talk), talk) for talk in talks]
+    alone = [recorded(any_model, of(talk))[0] for talk in talks]
     kept = alone[0].stream.clone()
     for found, i in zip(recorded(any_model, of(*talks[::-1])), (1, 0), strict=True):
         assert_same(found, alone[i])
@@ -394,11 +393,10 @@ def test_a_conversation_that_is_too_long_is_refused_before_anything_runs(any_mod
     long = talk_of("so" + " so" * 70, "Stop!", name="too long")
     scenario = of(talk_of(*GIVEN), long)
     with counted() as calls:
-        for run in (lambda: recorded(any_model, scenario), lambda: record(any_model, scenario, long)):
-            with pytest.raises(ValueError, match=r"walk.yaml, line 10: 'too long' has .* is turn 1 .Anna, line 10"):
-                run()
+        with pytest.raises(ValueError, match=r"walk.yaml, line 10: 'too long' has .* is turn 1 .Anna, line 10"):
+            recorded(any_model, scenario)
         assert calls == []
-        record(any_model, scenario, scenario.conversations[0])
+        recorded(any_model, of(talk_of(*GIVEN)))
         assert calls  # or the count says nothing
 
 
@@ -437,7 +435,7 @@ def test_an_activation_that_is_not_finite_is_named_where_the_model_writes(fresh,
 def test_a_background_is_every_state_of_the_chained_calibration(model):
     held = recorded(model, chained(model, calibration(), 1024))
     for position in ("token", "end of turn", "mean of turn"):
-        found, every = neutral_background(model, position), position == "token"
+        found, every = background(neutral_talk(model), position), position == "token"
         states = [each.stream[1:] if every else each.at_turns(position) for each in held]
         at = [range(1, len(each.ids)) if every else each.turns["pos"] for each in held]
         assert torch.equal(found.states, torch.cat(states))
@@ -450,7 +448,7 @@ def test_a_background_covers_the_context_and_begins_with_every_conversation_once
     longest = max(len(ids) for talk in own for ids in turn_ids(model, calibration(), talk)) - 1
     for most in (1024, 40):
         limit = min(most, model.cfg.n_ctx)
-        at = neutral_background(model, "token", most).position
+        at = background(neutral_talk(model, most), "token").position
         begins = (at == 1).nonzero()[:, 0].tolist()
         parts = [part.tolist() for part in at.tensor_split(begins[1:])]
         assert len(parts) == len(own)
@@ -523,7 +521,7 @@ def found_at(readout: Tensor, threshold: float) -> list[tuple[int, ...]]:
 def test_a_planted_emotion_is_found_where_it_is_and_nowhere_else(planted, position):
     """At its word or turn, from the block on that writes it, as itself."""
     here, without = planted(SIZE), planted(0)
-    background = neutral_background(here, position)
+    neutral = background(neutral_talk(here), position)
     assert not any(PLANTED in turn.text for talk in calibration().conversations for turn in talk.turns)
     for model, size in ((here, SIZE), (without, 0)):
         held = recording(model, *HOLDS)
@@ -533,7 +531,7 @@ def test_a_planted_emotion_is_found_where_it_is_and_nowhere_else(planted, positi
         else:
             states, at, place = held.at_turns(position), held.turns["pos"], 2
         expected = [(place, 0, depth) for depth in (BLOCK + 1, BLOCK + 2)] if size else []
-        values = beyond_neutral(states, torch.tensor(at.to_numpy()), references(), background)
+        values = beyond_neutral(states, torch.tensor(at.to_numpy()), references(), neutral)
         assert found_at(values, 8) == expected
         if position == "mean of turn":  # one word among a dozen: more than in any other turn, not most of the state
             values = centred_cosine(states, references())[:, :1]
@@ -549,8 +547,8 @@ def test_how_much_is_read_grows_with_what_is_planted(planted):
         model = planted(size)
         held = recording(model, *HOLDS)
         at = torch.tensor(held.turns["pos"].to_numpy())
-        background = neutral_background(model, "mean of turn")
-        readings.append(beyond_neutral(held.at_turns("mean of turn"), at, references(), background)[2, 0])
+        neutral = background(neutral_talk(model), "mean of turn")
+        readings.append(beyond_neutral(held.at_turns("mean of turn"), at, references(), neutral)[2, 0])
     none, once, twice = readings
     torch.testing.assert_close(twice - none, 2 * (once - none), atol=1e-2, rtol=1e-4)
     assert torch.equal(once[: BLOCK + 1], none[: BLOCK + 1])

@@ -434,6 +434,6 @@ def trace_with(total: Tensor, names: list[str] | None = None) -> Trace:
     count = len(total)
     neutral = torch.linspace(-1, 1, count)[:, None].expand_as(total)
     none = torch.zeros(2 * count, 1, dtype=torch.long)
-    runs = Runs(Tokens(none, none[:, 0] + 1, none[:, 0], none[:, 0]), torch.zeros(2 * count, 1, 2, 4), {})
+    runs = Runs(Tokens(none, none[:, 0] + 1, none[:, 0], none[:, 0]), torch.zeros(2 * count, 1, 2, 4), {}, [])
     table = table_of(*((f"a {i}", f"b {i}") for i in range(count)))
     return Trace(table, runs, {}, torch.cat([neutral + total, neutral]), tuple(names or ["fear", "joy"]))

@@ -11,10 +11,10 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity, normalize
 from transformers import AutoModelForCausalLM
 
-from helpers import emotions, readouts, turns
+from helpers import emotions, readouts, recordings, turns
 from helpers.activations import residuals
 from helpers.readouts import Background, References
-from helpers.recordings import Recording, neutral_background, recorded
+from helpers.recordings import Recording, neutral_talk, recorded
 from helpers.scenarios import TEMPLATE, Conversation, Scenario, Turn, typed
 from helpers.turns import Scale
 
@@ -104,14 +104,14 @@ def talk(*names: str, text: str = "I walked home along the quiet road.") -> Scen
 
 def test_turns_are_read_at_two_positions_and_no_other(model):
     with pytest.raises(ValueError) as refusal:
-        turns.scale(model, NAMES, "last token", 1)
+        turns.scale(model, NAMES, "last token", 1, neutral_talk(model))
     assert str(refusal.value) == "turns are read at 'final punctuation' or 'mean', not at 'last token'"
 
 
 @pytest.mark.parametrize(("asked", "of_turns"), [("final punctuation", "end of turn"), ("mean", "mean of turn")])
 def test_references_and_neutral_turns_are_read_at_the_position_of_the_turns(model, asked, of_turns):
-    found = turns.scale(model, NAMES, asked, 2)
-    expected = neutral_background(model, of_turns)
+    found = turns.scale(model, NAMES, asked, 2, neutral_talk(model))
+    expected = recordings.background(neutral_talk(model), of_turns)
     assert (found.position, found.depth) == (of_turns, 2)
     assert torch.equal(found.references.centroids, readouts.from_texts(model, NAMES, asked).centroids)
     assert torch.equal(found.background.states, expected.states)
@@ -120,7 +120,7 @@ def test_references_and_neutral_turns_are_read_at_the_position_of_the_turns(mode
 
 def test_an_unknown_emotion_has_no_scale(model):
     with pytest.raises(ValueError, match="unknown emotion 'angri'"):
-        turns.scale(model, ("happy", "angri"), "mean", 1)
+        turns.scale(model, ("happy", "angri"), "mean", 1, neutral_talk(model))
 
 
 def test_the_scale_reads_turns_at_its_position():
@@ -453,7 +453,7 @@ def test_a_single_turn_has_no_effects():
 def test_what_is_typed_is_read(model):
     """From a text in a box to the tables of its turns and tokens."""
     scenario = typed("Anna: The mill is open.\nTom: I walked home.\nAnna: Was it cold?", NAMES)
-    against = turns.scale(model, scenario.references, "mean", 2)
+    against = turns.scale(model, scenario.references, "mean", 2, neutral_talk(model))
     [found] = recorded(model, scenario)
     table = turns.by_turn(scenario, [found], against)
     assert table["text"].unique().tolist() == ["The mill is open.", "I walked home.", "Was it cold?"]

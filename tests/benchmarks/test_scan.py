@@ -18,8 +18,8 @@ def test_recording_60_turns(benchmark, folder: Path, model: TransformerBridge) -
     hugging_face = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     neutral = scenarios.load("neutral")
     turns = tuple(turn for conversation in neutral.conversations for turn in conversation.turns)[:TURNS]
-    conversation = replace(neutral.conversations[0], turns=turns)
-    ids = scenarios.turn_ids(model, neutral, conversation)
+    long = replace(neutral, conversations=(replace(neutral.conversations[0], turns=turns),))
+    ids = scenarios.turn_ids(model, long, *long.conversations)
 
     @torch.no_grad()
     def bare_forward() -> None:
@@ -35,7 +35,7 @@ def test_recording_60_turns(benchmark, folder: Path, model: TransformerBridge) -
             hugging_face(torch.tensor([before]), use_cache=False, logits_to_keep=1)
 
     def recorded() -> recordings.Recording:
-        return recordings.record(model, neutral, conversation)
+        return recordings.recorded(model, long)[0]
 
     seconds = medians({"bare, cached": bare_forward, "recorded": recorded, "again from the start": from_the_start})
     ratio = seconds["recorded"] / seconds["bare, cached"]
