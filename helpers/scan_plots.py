@@ -116,38 +116,41 @@ def memory(table: pd.DataFrame) -> Figure:
 
 
 def path(table: pd.DataFrame, means: pd.DataFrame, labels: tuple[str, str]) -> Figure:
-    """Path of every scenario through two dimensions: a cross for each stretch of turns, as long as its intervals.
+    """Path of every scenario through two dimensions, a panel each: crosses for stretches of turns, with intervals.
 
-    `table` has scenario, stretch (its turns, in words), x, x_low, x_high, y, y_low, y_high; `means` has emotion, x, y:
-    where the emotions' texts lie. Paths go from small to large markers.
+    `table` has scenario, x, x_low, x_high, y, y_low, y_high, in the order of the turns; `means` has emotion, x, y:
+    where the emotions' texts lie.
     """
-    figure, ax = plt.subplots(figsize=(8, 6), layout="constrained")
-    for scenario, part in table.groupby("scenario", sort=False):
+    groups = list(table.groupby("scenario", sort=False))
+    figure, axes = plt.subplots(
+        1, len(groups), figsize=(3.2 * len(groups) + 0.6, 3.8), sharex=True, sharey=True, squeeze=False,
+        layout="constrained",
+    )  # fmt: skip
+    for ax, (scenario, part) in zip(axes[0], groups):
         colour = SCENARIOS.get(scenario, "black")
-        ax.plot(part["x"], part["y"], color=colour, lw=1.8, label=visible(scenario.replace("_", " ")))
+        ax.plot(part["x"], part["y"], color=colour, lw=1.8)
         ax.hlines(part["y"], part["x_low"], part["x_high"], color=colour, lw=0.8, alpha=0.6)
         ax.vlines(part["x"], part["y_low"], part["y_high"], color=colour, lw=0.8, alpha=0.6)
-        ax.scatter(part["x"], part["y"], s=[25 + 45 * i for i in range(len(part))], color=colour, ec="white", zorder=3)
-        for end in (0, -1):
-            place = part[["x", "y"]].iloc[end]
-            ax.annotate(part["stretch"].iloc[end], place, (6, 6), textcoords="offset points", color=colour, fontsize=9)
-    for row in means.itertuples():
-        ax.plot(row.x, row.y, "*", ms=17, color=EMOTIONS.get(row.emotion, GREY), mec="black")
-        ax.annotate(row.emotion, (row.x, row.y), (8, 6), textcoords="offset points", fontsize=10)
-    ax.axhline(0, color="black", lw=0.5, ls=":")
-    ax.axvline(0, color="black", lw=0.5, ls=":")
-    ax.set(xlabel=labels[0], ylabel=labels[1])
-    ax.legend(fontsize=9, loc="lower right")
+        ax.scatter(part["x"], part["y"], s=[15 + 35 * i for i in range(len(part))], color=colour, ec="white", zorder=3)
+        for row in means.itertuples():
+            ax.plot(row.x, row.y, "*", ms=14, color=EMOTIONS.get(row.emotion, GREY), mec="black")
+            ax.annotate(row.emotion, (row.x, row.y), (0, 9), textcoords="offset points", ha="center", fontsize=9)
+        ax.axhline(0, color="black", lw=0.5, ls=":")
+        ax.axvline(0, color="black", lw=0.5, ls=":")
+        ax.margins(0.15)
+        ax.set(title=visible(scenario.replace("_", " ")), xlabel=labels[0])
+    axes[0, 0].set_ylabel(labels[1])
+    figure.suptitle("From the smallest marker (first turns) to the largest (last turns)", fontsize=10)
     return figure
 
 
 def patching_map(table: pd.DataFrame, label: str) -> Figure:
-    """Depth by place (or head) of the share that a swap moves, one panel per `panel`; dots mark intervals above 0.
+    """Depth by place (or head) of the share that a swap moves, panels by two; dots mark intervals above 0.
 
     Columns panel, place, depth, value, low.
     """
     panels = list(table["panel"].unique())
-    across = min(3, len(panels))
+    across = min(2, len(panels))
     down = -(-len(panels) // across)
     depths, places = table["depth"].nunique(), table["place"].nunique()
     size = ((0.5 * depths + 1.6) * across + 0.8, (0.42 * places + 1.1) * down)
@@ -166,7 +169,7 @@ def patching_map(table: pd.DataFrame, label: str) -> Figure:
         ax.tick_params(axis="y", rotation=0, labelsize=9)
     for ax in axes.flat[len(panels) :]:
         ax.set_axis_off()
-    figure.colorbar(axes.flat[0].collections[0], ax=axes, label=label, shrink=0.8, aspect=30)
+    figure.colorbar(axes.flat[0].collections[0], ax=axes, label=label, shrink=0.8 if down > 1 else 1.0, aspect=30)
     return figure
 
 

@@ -210,8 +210,8 @@ def random_run(
 @pytest.mark.parametrize(
     ("family", "numbers", "with_saes"),
     [
-        ("llama", ["01", "02", "03", "04", "05"], True),
-        ("gpt_neox", ["01", "04", "05"], False),
+        ("llama", ["01", "02", "03", "04", "05", "06", "08"], True),
+        ("gpt_neox", ["01", "04", "05", "06", "08"], False),
     ],
 )
 def test_notebooks_run_on_a_random_model_of_another_family(

@@ -57,11 +57,11 @@ MEMORY = pd.DataFrame(
 )
 PATH = pd.DataFrame(
     [
-        ("bad_news", "turns 1-4", 0.0, -0.5, 0.5, 1.0, 0.5, 1.5),
-        ("bad_news", "turns 5-8", 1.0, 0.5, 1.5, 2.0, 1.0, 3.0),
-        ("my $own$", "turns 1-4", -1.0, -1.5, 0.0, 0.0, -0.5, 0.5),
+        ("bad_news", 0.0, -0.5, 0.5, 1.0, 0.5, 1.5),
+        ("bad_news", 1.0, 0.5, 1.5, 2.0, 1.0, 3.0),
+        ("my $own$", -1.0, -1.5, 0.0, 0.0, -0.5, 0.5),
     ],
-    columns=["scenario", "stretch", "x", "x_low", "x_high", "y", "y_low", "y_high"],
+    columns=["scenario", "x", "x_low", "x_high", "y", "y_low", "y_high"],
 )
 MEANS = pd.DataFrame({"emotion": ["sad", "unheard-of"], "x": [2.0, -2.0], "y": [1.0, -1.0]})
 PATCHED = pd.DataFrame(
@@ -299,24 +299,25 @@ def test_similarity_goes_over_turns_as_it_was_and_spliced():
 
 
 def test_a_path_goes_through_its_stretches_with_their_crosses():
-    [ax] = drawn("path").axes
-    paths = lines(ax)
-    assert [seen(text) for text in ax.get_legend().get_texts()] == ["bad news", "my $own$"]
-    assert next(iter(paths.values())).get_xydata().tolist() == [[0, 1], [1, 2]]
+    figure = drawn("path")
+    assert titles(figure) == ["bad news", r"my \$own\$"]
+    ax = figure.axes[0]
+    [drawn_path] = [line for line in ax.lines if line.get_marker() == "None" and line.get_linestyle() == "-"]
+    assert drawn_path.get_xydata().tolist() == [[0, 1], [1, 2]]
     crosses = [each.get_segments() for each in ax.collections if isinstance(each, LineCollection)]
     assert np.array(crosses[0]).tolist() == [[[-0.5, 1], [0.5, 1]], [[0.5, 2], [1.5, 2]]]
     assert np.array(crosses[1]).tolist() == [[[0, 0.5], [0, 1.5]], [[1, 1], [1, 3]]]
-    sizes = [each.get_sizes() for each in ax.collections if isinstance(each, PathCollection)]
-    assert all(small < large for small, large in pairwise(sizes[0]))
+    [sizes] = [each.get_sizes() for each in ax.collections if isinstance(each, PathCollection)]
+    assert all(small < large for small, large in pairwise(sizes))
     assert (ax.get_xlabel(), ax.get_ylabel()) == ("valence", "arousal")
+    assert len({ax.get_xlim() for ax in figure.axes}) == len({ax.get_ylim() for ax in figure.axes}) == 1
 
 
-def test_ends_of_a_path_and_the_emotions_are_named():
-    [ax] = drawn("path").axes
-    named = [seen(text) for text in ax.texts]
-    assert named[:2] == ["turns 1-4", "turns 5-8"] and named[-2:] == ["sad", "unheard-of"]
-    stars = {tuple(*line.get_xydata()): to_hex(line.get_color()) for line in ax.lines if line.get_marker() == "*"}
-    assert stars == {(2, 1): EMOTIONS["sad"].lower(), (-2, -1): to_hex(GREY)}
+def test_the_emotions_are_named_in_every_panel():
+    for ax in drawn("path").axes:
+        assert [seen(text) for text in ax.texts] == ["sad", "unheard-of"]
+        stars = {tuple(*line.get_xydata()): to_hex(line.get_color()) for line in ax.lines if line.get_marker() == "*"}
+        assert stars == {(2, 1): EMOTIONS["sad"].lower(), (-2, -1): to_hex(GREY)}
 
 
 # Patching
@@ -331,7 +332,8 @@ def test_a_patching_map_has_the_share_of_every_place_and_depth_and_marks_those_a
         assert [label.get_text() for label in ax.get_xticklabels()] == ["0", "1"]
         assert ax.collections[0].get_clim() == (-1, 1)
         assert ax.collections[0].get_array().tolist() == [[0.9, -0.9], [0.1, -0.1]]
-    assert [ax.axison for ax in figure.axes] == [True] * 4 + [False] * 2 + [True]
+    three = drawn("patching_map", PATCHED[PATCHED["panel"] != "heads"], "x").axes
+    assert [ax.axison for ax in three] == [True] * 3 + [False] + [True]
     assert figure.axes[-1].get_ylabel() == "share that moves"
 
 
