@@ -1,19 +1,17 @@
 """Figures of conversations and of patching: each from the smallest table that it can be drawn from."""
 
-import inspect
-import warnings
 from itertools import chain, pairwise
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+from drawing import public_functions, rendered, seen, titles
 from matplotlib.axes import Axes
 from matplotlib.collections import FillBetweenPolyCollection, LineCollection, PathCollection, QuadMesh
 from matplotlib.colors import to_hex, to_rgba
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.text import Text
 
 from helpers import scan_plots
 from helpers.plots import EMOTIONS, FEAR, GREY
@@ -95,27 +93,12 @@ pytestmark = pytest.mark.usefixtures("nothing_left_open")
 
 
 def drawn(name: str, *arguments: object) -> Figure:
-    """A figure, rendered without a warning, from its smallest table or from this one."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        figure = getattr(scan_plots, name)(*(arguments or SMALLEST[name]))
-        figure.canvas.draw()
-    return figure
-
-
-def titles(figure: Figure) -> list[str]:
-    return [ax.get_title(loc="left") or ax.get_title() for ax in figure.axes]
+    """A figure from its smallest table, or from this one."""
+    return rendered(getattr(scan_plots, name), *(arguments or SMALLEST[name]))
 
 
 def pixels(figure: Figure) -> np.ndarray:
     return np.asarray(figure.canvas.buffer_rgba())
-
-
-def seen(text: Text) -> str:
-    """What stands in the picture, where it is read as text and not as mathematics."""
-    shown, as_maths = text._preprocess_math(text.get_text())
-    assert not as_maths
-    return shown
 
 
 def lines(ax: Axes) -> dict[str, Line2D]:
@@ -138,9 +121,7 @@ def bands(ax: Axes) -> list[FillBetweenPolyCollection]:
 
 
 def test_every_figure_has_its_smallest_table():
-    functions = [f for _, f in inspect.getmembers(scan_plots, inspect.isfunction)]
-    own = [f for f in functions if f.__module__ == scan_plots.__name__ and not f.__name__.startswith("_")]
-    assert {f.__name__ for f in own} == set(SMALLEST)
+    assert public_functions(scan_plots) == set(SMALLEST)
 
 
 @pytest.mark.parametrize("name", SMALLEST)

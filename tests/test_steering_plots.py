@@ -1,18 +1,16 @@
 """Figures of steering: each from the smallest table that it can be drawn from, with all that this holds."""
 
-import inspect
-import warnings
 from itertools import pairwise
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+from drawing import public_functions, rendered, seen, titles
 from matplotlib.axes import Axes
 from matplotlib.collections import PolyCollection
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
-from matplotlib.text import Text
 
 from helpers import steering_plots
 from helpers.plots import CALM, FEAR, GREY
@@ -77,16 +75,8 @@ pytestmark = pytest.mark.usefixtures("nothing_left_open")
 
 
 def drawn(name: str, *arguments: object) -> Figure:
-    """A figure, rendered without a warning, from its smallest table or from this one."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        figure = getattr(steering_plots, name)(*(arguments or SMALLEST[name]))
-        figure.canvas.draw()
-    return figure
-
-
-def titles(figure: Figure) -> list[str]:
-    return [ax.get_title(loc="left") or ax.get_title() for ax in figure.axes]
+    """A figure from its smallest table, or from this one."""
+    return rendered(getattr(steering_plots, name), *(arguments or SMALLEST[name]))
 
 
 def in_legend(ax: Axes) -> list[str]:
@@ -98,20 +88,11 @@ def points(ax: Axes) -> dict[str, list[list[float]]]:
     return {each.get_label(): each.lines[0].get_xydata().tolist() for each in ax.containers}
 
 
-def seen(text: Text) -> str:
-    """What stands in the picture, where it is read as text and not as mathematics."""
-    shown, as_maths = text._preprocess_math(text.get_text())
-    assert not as_maths
-    return shown
-
-
 # All of them
 
 
 def test_every_figure_has_its_smallest_table():
-    functions = [f for _, f in inspect.getmembers(steering_plots, inspect.isfunction)]
-    own = [f for f in functions if f.__module__ == steering_plots.__name__ and not f.__name__.startswith("_")]
-    assert {f.__name__ for f in own} == set(SMALLEST)
+    assert public_functions(steering_plots) == set(SMALLEST)
 
 
 @pytest.mark.parametrize("name", SMALLEST)
