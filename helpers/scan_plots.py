@@ -1,5 +1,6 @@
 """Figures of conversations and of patching, one function each: a tidy table in, a Figure out."""
 
+import re
 from collections.abc import Sequence
 
 import matplotlib.pyplot as plt
@@ -153,19 +154,19 @@ def patching_map(table: pd.DataFrame, label: str) -> Figure:
     across = min(2, len(panels))
     down = -(-len(panels) // across)
     depths, places = table["depth"].nunique(), table["place"].nunique()
-    size = ((0.5 * depths + 1.6) * across + 0.8, (0.42 * places + 1.1) * down)
+    size = ((0.4 * depths + 1.1) * across + 0.8, (0.36 * places + 0.9) * down)
     figure, axes = plt.subplots(down, across, figsize=size, squeeze=False, layout="constrained")
     for ax, panel in zip(axes.flat, panels):
         part = table[table["panel"] == panel]
         order = part["place"].unique()
         grid, low = (part.pivot(index="place", columns="depth", values=name).loc[order] for name in ("value", "low"))
-        marks = np.where(low > 0, "•", "")
-        notes = np.char.add(np.char.mod("%.2f", grid.to_numpy()), marks)
+        notes = [[_share(*pair) for pair in zip(*row)] for row in zip(grid.to_numpy(), low.to_numpy())]
         sns.heatmap(
-            grid, ax=ax, cmap="PuOr_r", vmin=-1, vmax=1, annot=notes, fmt="", annot_kws={"size": 7}, cbar=False,
+            grid, ax=ax, cmap="PuOr_r", vmin=-1, vmax=1, annot=notes, fmt="", annot_kws={"size": 8}, cbar=False,
             linewidths=0.3,
         )  # fmt: skip
-        ax.set(title=panel, ylabel="", xlabel="depth")
+        ax.set(ylabel="", xlabel="depth")
+        ax.set_title(panel, fontsize=10)
         ax.tick_params(axis="y", rotation=0, labelsize=9)
     for ax in axes.flat[len(panels) :]:
         ax.set_axis_off()
@@ -189,3 +190,8 @@ def lens_table(table: pd.DataFrame) -> Figure:
     ax.set(ylabel="end of turn", xlabel="depth")
     ax.tick_params(axis="y", rotation=0)
     return figure
+
+
+def _share(value: float, low: float) -> str:
+    """A share in few characters, with a dot where its interval is above 0."""
+    return re.sub(r"^(-?)0\.", r"\1.", f"{round(value, 2) + 0.0:.2f}") + ("•" if low > 0 else "")

@@ -308,7 +308,7 @@ def test_a_patching_map_has_the_share_of_every_place_and_depth_and_marks_those_a
     figure = drawn("patching_map")
     assert titles(figure)[:4] == ["residual stream", "attention", "MLP", "heads"]
     for ax in figure.axes[:4]:
-        assert [text.get_text() for text in ax.texts] == ["0.90•", "-0.90", "0.10", "-0.10"]
+        assert [text.get_text() for text in ax.texts] == [".90•", "-.90", ".10", "-.10"]
         assert [label.get_text() for label in ax.get_yticklabels()] == ["word", "end"]
         assert [label.get_text() for label in ax.get_xticklabels()] == ["0", "1"]
         assert ax.collections[0].get_clim() == (-1, 1)
@@ -319,9 +319,9 @@ def test_a_patching_map_has_the_share_of_every_place_and_depth_and_marks_those_a
 
 
 def test_an_interval_that_ends_at_zero_or_is_unknown_gets_no_mark():
-    table = PATCHED[:4].assign(low=[0.0, NAN, 1e-6, -0.1])
+    table = PATCHED[:4].assign(low=[0.0, NAN, 1e-6, -0.1], value=[0.9, -0.001, 1.0, 10.5])
     assert [text.get_text() for text in drawn("patching_map", table, "x").axes[0].texts] == [
-        "0.90", "-0.90", "0.10•", "-0.10",
+        ".90", ".00", "1.00•", "10.50",
     ]  # fmt: skip
 
 
