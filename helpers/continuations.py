@@ -106,7 +106,7 @@ def generated(
         steered(model, steer) as steering,
         progress(len(before), "text", "writing") as bar,
     ):
-        for rows in batches_of(before, length, 8 * tokens_at_once(model)):
+        for rows in batches_of(before, length, 32 * tokens_at_once(model)):
             batch = left_padded(model, [before[r] for r in rows], room=n_tokens)
             pointed(model, steering, steer, rows, batch)
             noise = [seeds[r] for r in rows]
@@ -183,7 +183,7 @@ def _decoded(
             logits[:, model.tokenizer.eos_token_id] = -torch.inf
         if generators:
             vocab = logits.shape[-1]
-            gumbel = torch.stack([torch.rand(vocab, generator=g).log().neg().log().neg() for g in generators])
+            gumbel = torch.stack([torch.rand(vocab, generator=g) for g in generators]).log().neg().log().neg()
             gumbel = torch.cat([gumbel, torch.zeros(1, vocab)])[noise_row].to(logits)
             logits = logits / temperature + gumbel
         ids = ids.index_copy(1, torch.tensor([end], device=ids.device), logits.argmax(-1, keepdim=True))
