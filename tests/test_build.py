@@ -55,6 +55,30 @@ def test_one_call_makes_a_folder_that_transformers_loads(corpus, tmp_path, capsy
     assert "finished already" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("family", build.FAMILIES)
+def test_every_family_is_built_from_the_same_tokens(corpus, tmp_path, family):
+    """And read back by the library's own classes, tokenizer included, as it was trained."""
+    settings = replace(TINY, family=family, tokens=4 * 8 * 16, snapshots=(0, 200))
+    run = build.Run(corpus, tmp_path / "work", settings, SHIPPED / "tokenizer.json")
+    build.build(run, tmp_path / "out")
+    model, tokenizer = (kind.from_pretrained(tmp_path / "out") for kind in (AutoModelForCausalLM, AutoTokenizer))
+    assert model.config.model_type == family and model.config.tie_word_embeddings
+    text = 'She said: "Is it 1,234 miles?"  Yes\n'
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    assert ids == build.Tokenizer.from_file(str(SHIPPED / "tokenizer.json")).encode(text).ids
+    early, later = (AutoModelForCausalLM.from_pretrained(tmp_path / "work" / "snapshots" / at) for at in ("0", "200"))
+    assert not torch.equal(early.get_input_embeddings().weight, later.get_input_embeddings().weight)
+    first = build.untrained(settings, len(tokenizer), 0).half()
+    assert all(torch.equal(one, other) for one, other in zip(early.state_dict().values(), first.state_dict().values()))
+
+
+def test_siblings_are_small_and_have_about_as_many_weights():
+    sizes = {f: build.Settings(**build.SIBLING, family=f) for f in build.FAMILIES}
+    with torch.device("meta"):
+        counts = {f: build.untrained(settings, 8192, 0).num_parameters() for f, settings in sizes.items()}
+    assert max(counts.values()) <= 2.5e6 and max(counts.values()) < 1.02 * min(counts.values())
+
+
 @pytest.mark.parametrize("ending", ["ctrl-c", "crash"])
 def test_a_build_that_was_stopped_ends_in_the_same_weights(corpus, tmp_path, monkeypatch, ending):
     build.build(build.Run(corpus, tmp_path / "whole", TINY), tmp_path / "one")

@@ -1,8 +1,9 @@
-"""Rebuild bookworm, a small GPT-2, from a folder of text with one command.
+"""Rebuild bookworm, a small GPT-2, or one of its siblings of another architecture, from a folder of text.
 
-    python data/bookworm/build.py CORPUS_DIR OUT_DIR               # 27.5 M tokens, as many as the shipped weights saw
-    python data/bookworm/build.py CORPUS_DIR OUT_DIR --minutes 20  # or a budget of training time
-    python data/bookworm/build.py CORPUS_DIR --evaluate MODEL_DIR  # measure a finished folder, write evaluation.json
+    python data/bookworm/build.py CORPUS_DIR OUT_DIR                  # 27.5 M tokens, as the shipped weights saw
+    python data/bookworm/build.py CORPUS_DIR OUT_DIR --minutes 20     # or a budget of training time
+    python data/bookworm/build.py CORPUS_DIR OUT_DIR --sibling llama  # a smaller model of a family, same tokenizer
+    python data/bookworm/build.py CORPUS_DIR --evaluate MODEL_DIR     # measure a finished folder: evaluation.json
 
 CORPUS_DIR holds .txt or .txt.xz files (passages separated by a line `<|endoftext|>`, otherwise cut about every 6,000
 characters) and, if you like, .tsv or .tsv.xz files of short comments in a column `text`.
@@ -33,6 +34,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import asdict, dataclass
 from datetime import date
 from functools import lru_cache
@@ -47,7 +49,17 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import nn
 from tqdm import tqdm
-from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma2Config,
+    GPT2Config,
+    LlamaConfig,
+    MistralConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    Qwen3Config,
+)
 from transformers.utils import logging
 
 from helpers.files import replacing
@@ -57,6 +69,8 @@ ASCII_MARKS = str.maketrans({"“": '"', "”": '"', "‘": "'", "’": "'", "�
 NAMES = ["Sam", "Anna", "Tom", "Maria", "Jack", "Lily", "Ben", "Emma", "Leo", "Ruth"]
 PROMPTS = ["She was standing at the edge of the roof, and", "The dog came running up the path", "I am so happy that"]
 CHECKPOINT_SECONDS = 180
+FAMILIES = ("gpt2", "llama", "qwen3", "gemma2", "mistral")
+SIBLING = {"layers": 7, "d_model": 128, "heads": 4, "tokens": 16_000_000}
 VALIDATION_STEPS = 100  # steps between two looks at the validation loss, each on at most 64 windows
 
 
@@ -64,6 +78,7 @@ VALIDATION_STEPS = 100  # steps between two looks at the validation loss, each o
 class Settings:
     """Everything that decides which model comes out. Of `tokens` and `minutes`, the budget, exactly one is set."""
 
+    family: str = "gpt2"
     layers: int = 8
     d_model: int = 256
     heads: int = 4
@@ -77,6 +92,7 @@ class Settings:
     minutes: float | None = None  # of training, added up over resumes
     compile: bool = True
     seed: int = 0
+    snapshots: tuple[int, ...] = ()  # tokens after which the weights are kept, for a look at how the model came about
 
     def __post_init__(self):
         if (self.tokens is None) == (self.minutes is None) or (self.tokens or self.minutes) <= 0:
@@ -218,15 +234,34 @@ def write_tokens(run: Run) -> None:
     write_json(run.work / "corpus.json", {**sizes, "held_out_passages": len(held_out)})
 
 
-def untrained(settings: Settings, vocabulary: int, bos: int) -> GPT2LMHeadModel:
+def configuration(settings: Settings, vocabulary: int, bos: int) -> PreTrainedConfig:
+    """The family's configuration. Widths within the blocks are such that all families come to about as many weights."""
+    special = {"vocab_size": vocabulary, "bos_token_id": bos, "eos_token_id": bos, "pad_token_id": bos}
+    if settings.family == "gpt2":
+        return GPT2Config(
+            n_layer=settings.layers, n_embd=settings.d_model, n_head=settings.heads, n_positions=settings.context,
+            resid_pdrop=0, embd_pdrop=0, attn_pdrop=0, **special,
+        )  # fmt: skip
+    head = settings.d_model // settings.heads
+    shape = special | {
+        "num_hidden_layers": settings.layers, "hidden_size": settings.d_model, "num_attention_heads": settings.heads,
+        "max_position_embeddings": settings.context, "tie_word_embeddings": True, "head_dim": head,
+    }  # fmt: skip
+    if settings.family == "llama":
+        return LlamaConfig(num_key_value_heads=settings.heads, intermediate_size=43 * settings.d_model // 16, **shape)
+    shape |= {"num_key_value_heads": settings.heads // 2, "intermediate_size": 3 * settings.d_model}
+    if settings.family == "qwen3":
+        return Qwen3Config(**shape)
+    shape |= {"sliding_window": settings.context // 2}
+    if settings.family == "mistral":
+        return MistralConfig(**shape)
+    return Gemma2Config(query_pre_attn_scalar=head, **shape)
+
+
+def untrained(settings: Settings, vocabulary: int, bos: int) -> PreTrainedModel:
     """The model before training. No dropout: training draws no random number after this one seed."""
     torch.manual_seed(settings.seed)
-    config = GPT2Config(
-        n_layer=settings.layers, n_embd=settings.d_model, n_head=settings.heads, n_positions=settings.context,
-        vocab_size=vocabulary, bos_token_id=bos, eos_token_id=bos, pad_token_id=bos,
-        resid_pdrop=0, embd_pdrop=0, attn_pdrop=0,
-    )  # fmt: skip
-    return GPT2LMHeadModel(config)
+    return AutoModelForCausalLM.from_config(configuration(settings, vocabulary, bos))
 
 
 def optimizers_of(model: nn.Module, rate: float) -> list[torch.optim.Optimizer]:
@@ -336,7 +371,7 @@ def interruption() -> Iterator[Event]:
 
 
 def write_weights(run: Run) -> None:
-    """checkpoint.safetensors as it goes and, last, trained.json."""
+    """checkpoint.safetensors and snapshots/ as it goes and, last, trained.json."""
     settings, checkpoint = run.settings, run.work / "checkpoint.safetensors"
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     tokenizer = Tokenizer.from_file(str(run.work / "tokenizer.json"))
@@ -353,6 +388,10 @@ def write_weights(run: Run) -> None:
     with autocast(device.type):
         losses_of = compiled(window_losses, model, *batch(step)) if settings.compile else window_losses
     model.zero_grad()
+    at_once = settings.batch * settings.context
+    due = {math.ceil(tokens / at_once) * at_once: tokens for tokens in settings.snapshots}
+    if 0 in due and step == 0:
+        export(run, model, run.work / "snapshots" / "0")
     total, unit = (settings.tokens, "token") if settings.tokens else (60 * settings.minutes, "s")
     saved, start = time.monotonic(), time.monotonic() - seconds
     bar = tqdm(total=total, initial=total * settings.spent(step, seconds), desc="train", unit=unit, unit_scale=True)
@@ -374,13 +413,15 @@ def write_weights(run: Run) -> None:
                 with autocast(device.type):
                     validation = held_out_losses(model, held_out, bos).mean().item()
                 bar.set_postfix_str(f"loss {loss.item():.3f}, validation {validation:.3f} nats per token")
+            if (seen := step * at_once) in due:
+                export(run, model, run.work / "snapshots" / str(due[seen]))
             if interrupted.is_set() or time.monotonic() - saved > CHECKPOINT_SECONDS:
                 save_checkpoint(checkpoint, model, optimizers, step, seconds)
                 saved = time.monotonic()
             if interrupted.is_set():
                 raise KeyboardInterrupt
     save_checkpoint(checkpoint, model, optimizers, step, seconds)
-    seen = step * settings.batch * settings.context
+    seen = step * at_once
     cpu = f"{torch.cpu.get_capabilities().get('cpu_name', platform.machine())}, threads: {torch.get_num_threads()}"
     hardware = torch.cuda.get_device_name() if device.type == "cuda" else cpu
     speed = {"seconds": round(seconds), "tokens_per_second": round(seen / seconds), "hardware": hardware}
@@ -388,16 +429,24 @@ def write_weights(run: Run) -> None:
 
 
 def write_folder(run: Run) -> None:
-    """model/: weights in float16, configuration, tokenizer, in Hugging Face format."""
+    """model/ from the last checkpoint."""
     tokenizer = Tokenizer.from_file(str(run.work / "tokenizer.json"))
     model = untrained(run.settings, tokenizer.get_vocab_size(), tokenizer.token_to_id(EOT))
     restored(run.work / "checkpoint.safetensors", model, [])
+    export(run, model, run.work / "model")
+
+
+def export(run: Run, model: PreTrainedModel, folder: Path) -> None:
+    """Weights in float16, configuration, tokenizer, in Hugging Face format; the folder is there once it is complete."""
+    tokenizer = Tokenizer.from_file(str(run.work / "tokenizer.json"))
     special = dict.fromkeys(("bos_token", "eos_token", "unk_token", "pad_token"), EOT)
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=run.settings.context, **special)
-    shutil.rmtree(run.work / "making", ignore_errors=True)
-    model.half().save_pretrained(run.work / "making")
-    fast.save_pretrained(run.work / "making")
-    (run.work / "making").rename(run.work / "model")
+    making = folder.with_name(f"{folder.name}.making")
+    shutil.rmtree(making, ignore_errors=True)
+    deepcopy(model).cpu().half().save_pretrained(making)
+    fast.save_pretrained(making)
+    shutil.rmtree(folder, ignore_errors=True)
+    making.rename(folder)
 
 
 @torch.no_grad()
@@ -465,7 +514,7 @@ STEPS: list[tuple[str, str, Callable[[Run], None]]] = [
 
 def claim_work_folder(run: Run) -> None:
     """Write down what this work folder is for; ValueError when something was made in it with other settings."""
-    asked = asdict(run.settings) | {"corpus": sha256(*text_files(run.corpus))}
+    asked = json.loads(json.dumps(asdict(run.settings))) | {"corpus": sha256(*text_files(run.corpus))}
     asked["tokenizer"] = sha256(run.tokenizer) if run.tokenizer else None
     if not (run.work / "tokenizer.json").exists():  # the first result
         return write_json(run.work / "run.json", asked)
@@ -508,9 +557,11 @@ def main() -> None:
     what.add_argument("--evaluate", type=Path, metavar="MODEL_DIR", help="measure this folder; train nothing")
     parser.add_argument("--work", type=Path, help="folder for the steps' results (default: OUT_DIR.work)")
     parser.add_argument("--tokenizer", type=Path, help="a tokenizer.json to use as it is")
+    parser.add_argument("--sibling", choices=FAMILIES, help="a smaller model of this family, with bookworm's tokenizer")
+    parser.add_argument("--snapshots", type=int, nargs="+", default=[], metavar="TOKENS", help="keep the weights then")
     parser.add_argument("--seed", type=int, default=Settings.seed)
     budget = parser.add_mutually_exclusive_group()
-    budget.add_argument("--tokens", type=int, default=Settings.tokens, help="to train on (default: %(default)s)")
+    budget.add_argument("--tokens", type=int, help=f"to train on (default: {Settings.tokens:,}; {SIBLING['tokens']:,})")
     budget.add_argument("--minutes", type=float, help="of training")
     args = parser.parse_args()
     logging.disable_progress_bar()
@@ -523,10 +574,13 @@ def main() -> None:
             write_json(args.evaluate / "evaluation.json", measured)
             print(json.dumps(measured, indent=1, ensure_ascii=False))
         else:
-            tokens = args.tokens if args.minutes is None else None
-            settings = Settings(tokens=tokens, minutes=args.minutes, seed=args.seed)
+            sizes = SIBLING | {"family": args.sibling} if args.sibling else {}
+            if args.minutes or args.tokens:
+                sizes |= {"tokens": args.tokens, "minutes": args.minutes}
+            settings = Settings(**sizes, seed=args.seed, snapshots=tuple(args.snapshots))
+            tokenizer = args.tokenizer or (Path(__file__).with_name("tokenizer.json") if args.sibling else None)
             work = args.work or args.out.with_name(args.out.name + ".work")
-            build(Run(args.corpus, work, settings, args.tokenizer), args.out)
+            build(Run(args.corpus, work, settings, tokenizer), args.out)
     except KeyboardInterrupt:
         print("\nStopped. What was made is kept: the same command goes on from here.", file=sys.stderr)
         sys.exit(130)
