@@ -103,19 +103,19 @@ def turn_ids(model: TransformerBridge, scenario: Scenario, conversation: Convers
     return [[first_token(model), *first], *others]
 
 
-def check_fits(model: TransformerBridge, scenario: Scenario, conversation: Conversation | None = None) -> None:
-    """Raises ValueError where a conversation (or one of the scenario's) is longer than the model's context.
+def check_fits(model: TransformerBridge, scenario: Scenario) -> None:
+    """Raises ValueError where a conversation of the scenario is longer than the model's context.
 
     A turn that the model writes counts with the most tokens it may have.
     """
     limit = model.cfg.n_ctx
-    for checked in scenario.conversations if conversation is None else (conversation,):
-        ids = turn_ids(model, scenario, checked)
-        ends = list(accumulate(len(given) + turn.write for given, turn in zip(ids, checked.turns)))
+    for conversation in scenario.conversations:
+        ids, turns = turn_ids(model, scenario, conversation), conversation.turns
+        ends = list(accumulate(len(given) + turn.write for given, turn in zip(ids, turns)))
         if ends[-1] > limit:
-            number, turn = next((i, turn) for i, (end, turn) in enumerate(zip(ends, checked.turns), 1) if end > limit)
+            number, turn = next((i, turn) for i, (end, turn) in enumerate(zip(ends, turns), 1) if end > limit)
             raise ValueError(
-                f"{scenario.path.name}, line {checked.turns[0].line}: {checked.name!r} has {ends[-1]} tokens with "
+                f"{scenario.path.name}, line {turns[0].line}: {conversation.name!r} has {ends[-1]} tokens with "
                 f"position 0 and what the model writes, but {model.cfg.model_name} reads at most {limit}. The first "
                 f"turn that no longer fits is turn {number} ({turn.speaker}, line {turn.line})."
             )
