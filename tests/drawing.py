@@ -2,9 +2,11 @@
 
 import inspect
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import ModuleType
 
+import matplotlib.pyplot as plt
+import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
@@ -16,6 +18,17 @@ def rendered(draw: Callable[..., Figure], *arguments: object) -> Figure:
         figure = draw(*arguments)
         figure.canvas.draw()
     return figure
+
+
+def draw_and_nothing_else(draw: Callable[[], Figure], arguments: Sequence[object]) -> None:
+    """Asserts that a figure has data on every axis, that its tables stay as they were, and that no other is open."""
+    tables = [argument for argument in arguments if isinstance(argument, pd.DataFrame)]
+    before = [table.copy() for table in tables]
+    figure = draw()
+    assert isinstance(figure, Figure) and [plt.figure(number) for number in plt.get_fignums()] == [figure]
+    assert all(ax.has_data() for ax in figure.axes if ax.axison)
+    for table, was in zip(tables, before):
+        pd.testing.assert_frame_equal(table, was)
 
 
 def public_functions(module: ModuleType) -> set[str]:

@@ -2,11 +2,10 @@
 
 from itertools import chain, pairwise
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
-from drawing import public_functions, rendered, seen, titles
+from drawing import draw_and_nothing_else, public_functions, rendered, seen, titles
 from matplotlib.axes import Axes
 from matplotlib.collections import FillBetweenPolyCollection, LineCollection, PathCollection, QuadMesh
 from matplotlib.colors import to_hex, to_rgba
@@ -126,13 +125,7 @@ def test_every_figure_has_its_smallest_table():
 
 @pytest.mark.parametrize("name", SMALLEST)
 def test_it_draws_leaves_its_tables_alone_and_opens_nothing_else(name: str):
-    tables = [argument for argument in SMALLEST[name] if isinstance(argument, pd.DataFrame)]
-    before = [table.copy() for table in tables]
-    figure = drawn(name)
-    assert isinstance(figure, Figure) and [plt.figure(number) for number in plt.get_fignums()] == [figure]
-    assert all(ax.has_data() for ax in figure.axes if ax.axison)
-    for table, was in zip(tables, before):
-        pd.testing.assert_frame_equal(table, was)
+    draw_and_nothing_else(lambda: drawn(name), SMALLEST[name])
 
 
 @pytest.mark.parametrize("name", SMALLEST)
