@@ -59,8 +59,8 @@ def naming(lens: pd.DataFrame) -> dict[str, bool]:
     `lens` is the table of `directions.logit_lens` for one vector per emotion, whose place in `names` is its depth.
     """
     raised = lens[lens["side"] == "raised"]
-    words = raised["token"].str.strip().str.lower()
-    return {name: bool(words[raised["depth"] == i].isin(synonyms()[name]).any()) for i, name in enumerate(names())}
+    words, known = raised["token"].str.strip().str.lower(), synonyms()
+    return {name: bool(words[raised["depth"] == i].isin(known[name]).any()) for i, name in enumerate(names())}
 
 
 def situations(split: str | None = None) -> pd.DataFrame:
