@@ -7,6 +7,7 @@ padded on the right, where causal attention never looks, so a result does not de
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import suppress
 from typing import Literal
+from weakref import WeakKeyDictionary
 
 import pandas as pd
 import torch
@@ -21,6 +22,7 @@ from helpers.prompts import Tokens, sides, token_strings, tokens
 Position = Literal["last token", "mean", "final punctuation"]
 POSITIONS: tuple[Position, ...] = ("last token", "mean", "final punctuation")
 BATCH_TOKENS = {"cpu": 1024, "cuda": 16_384}  # what fits the caches of a CPU; what fills a GPU
+HOOK_POINTS: WeakKeyDictionary = WeakKeyDictionary()  # names by model: the bridge gathers them anew at every access
 
 
 def site(model: TransformerBridge, depth: int) -> str:
@@ -35,7 +37,9 @@ def site(model: TransformerBridge, depth: int) -> str:
 
 def checked_site(model: TransformerBridge, name: str) -> str:
     """`name`, if the model has such a hook point; ValueError otherwise (the bridge itself would ignore it)."""
-    if name not in model.hook_dict:
+    if name not in HOOK_POINTS.get(model, ()):
+        HOOK_POINTS[model] = frozenset(model.hook_dict)
+    if name not in HOOK_POINTS[model]:
         raise ValueError(f"{model.cfg.model_name} has no hook point {name!r}: see model.hook_dict")
     return name
 

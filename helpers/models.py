@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import pandas as pd
@@ -21,6 +21,7 @@ from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from huggingface_hub.utils import HFValidationError
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.activations import NewGELUActivation
 from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging as transformers_logging
 
@@ -40,6 +41,7 @@ class Source:
     revision: str | None = None
 
 
+@cache
 def known_models() -> pd.DataFrame:
     """Known models by name: hub id, aliases, pinned revision, family, licence (data/models.csv)."""
     return pd.read_csv(DATA / "models.csv", keep_default_na=False).set_index("name")
@@ -208,11 +210,20 @@ def _bridge(
                 fold_value_biases=False,
                 disable_warnings=True,
             )
+    _fuse(model)
     model.eval()
     model.original_model.requires_grad_(False)
     model.cfg.model_name, model.cfg.folder = name, folder
     model.cfg.remade = partial(_bridge, folder, name, dtype, device, weights)
     return model
+
+
+def _fuse(model: torch.nn.Module) -> None:
+    """GPT-2's activation in one kernel, where transformers spells its formula out in six."""
+    for module in list(model.modules()):
+        for name, child in module.named_children():
+            if type(child) is NewGELUActivation:
+                setattr(module, name, torch.nn.GELU(approximate="tanh"))
 
 
 def _parameters(folder: Path) -> int:

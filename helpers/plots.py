@@ -53,33 +53,43 @@ def style() -> None:
 
 def save(figure: Figure, table: pd.DataFrame, name: str, model: str) -> Figure:
     """Show the figure, marked with the model's name, and write figures/<model>/<name>.png and its numbers as .csv."""
-    written(figure, table, FIGURES / model / name, model)
-    shown(figure)
+    stem = FIGURES / model / name
+    written(figure, table, stem, model)
+    display(Image(_small(stem.with_suffix(".png"))))  # not drawn anew
+    plt.close(figure)
     return figure
 
 
 def written(figure: Figure, table: pd.DataFrame, stem: Path, model: str) -> None:
     """Mark the figure with the model's name and write it to `stem`.png and its numbers to `stem`.csv."""
     figure.text(1, 0, f"model: {model}", ha="right", va="top", fontsize=8, color="0.4", in_layout=True)
-    with replacing(stem.with_suffix(".png")) as picture, replacing(stem.with_suffix(".csv")) as numbers:
-        figure.savefig(picture)
+    with replacing(stem.with_suffix(".png")) as file, replacing(stem.with_suffix(".csv")) as numbers:
+        figure.savefig(file)
         table.assign(model=model).to_csv(numbers, index=False, float_format="%.5g")
 
 
 def shown(figure: Figure) -> None:
-    """The figure, displayed once as a picture of 256 colours that is no wider than a notebook shows it.
-
-    Executed notebooks are committed, and this takes less than half of a full picture's bytes.
-    """
+    """The figure, displayed once, as `picture` makes it."""
     display(Image(picture(figure)))
     plt.close(figure)
 
 
 def picture(figure: Figure) -> bytes:
-    """The figure as a PNG of 256 colours, as wide as a page shows it."""
-    full, small = BytesIO(), BytesIO()
-    figure.savefig(full, format="png", dpi=min(figure.dpi, WIDEST / figure.get_figwidth()), facecolor="white")
-    PIL.Image.open(full).convert("RGB").quantize(256).save(small, "png", optimize=True)
+    """The figure as a PNG of 256 colours that is no wider than a notebook shows it.
+
+    Executed notebooks are committed, and this takes less than half of a full picture's bytes.
+    """
+    full = BytesIO()
+    figure.savefig(full, format="png", facecolor="white")
+    return _small(full)
+
+
+def _small(full: Path | BytesIO) -> bytes:
+    small = BytesIO()
+    with PIL.Image.open(full) as image:
+        width = min(WIDEST, round(image.width * plt.rcParams["figure.dpi"] / plt.rcParams["savefig.dpi"]))
+        image = image.convert("RGB").resize((width, round(image.height * width / image.width)), PIL.Image.LANCZOS)
+    image.quantize(256).save(small, "png", optimize=True)
     return small.getvalue()
 
 

@@ -47,7 +47,8 @@ def auroc(emotional: Group, neutral: Other) -> Values:
 
     The area under the ROC curve, and Mann-Whitney's U over the number of comparisons (Hanley & McNeil 1982).
     """
-    ordered, points = neutral.sort(-1).values.contiguous(), emotional.contiguous()
+    ordered = torch.from_numpy(np.sort(neutral.numpy(force=True))).to(neutral.device)  # many times faster than torch's
+    points = emotional.contiguous()
     below = torch.searchsorted(ordered, points) + torch.searchsorted(ordered, points, right=True)
     return below.float().mean(-1) / (2 * neutral.shape[-1])
 

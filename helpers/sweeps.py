@@ -287,7 +287,8 @@ def _steer(cell: _Cell, runs: pd.DataFrame, which: Steered) -> Steer | None:
 
 def _surroundings(model: TransformerBridge, texts: list[str]) -> str:
     """The fingerprint of all that is the same for every cell but the sweep's own arguments."""
-    tokenizer = sorted(model.tokenizer.get_vocab().items()), model.tokenizer.eos_token_id, prompt_ids(model, texts)
+    vocabulary = repr(sorted(model.tokenizer.get_vocab().items()))
+    tokenizer = vocabulary, model.tokenizer.eos_token_id, prompt_ids(model, texts)
     return fingerprint(surroundings(model.original_model, str(model.cfg.device)), tokenizer, CFG.seed)
 
 
