@@ -42,9 +42,13 @@ class Source:
 
 
 @cache
+def _known_models() -> pd.DataFrame:
+    return pd.read_csv(DATA / "models.csv", keep_default_na=False).set_index("name")
+
+
 def known_models() -> pd.DataFrame:
     """Known models by name: hub id, aliases, pinned revision, family, licence (data/models.csv)."""
-    return pd.read_csv(DATA / "models.csv", keep_default_na=False).set_index("name")
+    return _known_models().copy()
 
 
 def source(name: str | None = None) -> Source:

@@ -55,8 +55,7 @@ def save(figure: Figure, table: pd.DataFrame, name: str, model: str) -> Figure:
     """Show the figure, marked with the model's name, and write figures/<model>/<name>.png and its numbers as .csv."""
     stem = FIGURES / model / name
     written(figure, table, stem, model)
-    display(Image(_small(stem.with_suffix(".png"))))  # not drawn anew
-    plt.close(figure)
+    _display(figure, _small(figure, stem.with_suffix(".png")))  # not drawn anew
     return figure
 
 
@@ -70,8 +69,7 @@ def written(figure: Figure, table: pd.DataFrame, stem: Path, model: str) -> None
 
 def shown(figure: Figure) -> None:
     """The figure, displayed once, as `picture` makes it."""
-    display(Image(picture(figure)))
-    plt.close(figure)
+    _display(figure, picture(figure))
 
 
 def picture(figure: Figure) -> bytes:
@@ -81,16 +79,24 @@ def picture(figure: Figure) -> bytes:
     """
     full = BytesIO()
     figure.savefig(full, format="png", facecolor="white")
-    return _small(full)
+    return _small(figure, full)
 
 
-def _small(full: Path | BytesIO) -> bytes:
-    small = BytesIO()
+def _small(figure: Figure, full: Path | BytesIO) -> bytes:
+    """The figure's saved PNG at the size that it has on a screen, in 256 colours."""
+    drawn_at = plt.rcParams["savefig.dpi"]
+    drawn_at = figure.dpi if drawn_at == "figure" else drawn_at
     with PIL.Image.open(full) as image:
-        width = min(WIDEST, round(image.width * plt.rcParams["figure.dpi"] / plt.rcParams["savefig.dpi"]))
+        width = min(WIDEST, round(image.width * figure.dpi / drawn_at))
         image = image.convert("RGB").resize((width, round(image.height * width / image.width)), PIL.Image.LANCZOS)
+    small = BytesIO()
     image.quantize(256).save(small, "png", optimize=True)
     return small.getvalue()
+
+
+def _display(figure: Figure, png: bytes) -> None:
+    display(Image(png))
+    plt.close(figure)
 
 
 def saturation(measured: pd.DataFrame, published: pd.DataFrame) -> Figure:

@@ -79,6 +79,14 @@ def test_siblings_are_small_and_have_about_as_many_weights():
     assert max(counts.values()) <= 2.5e6 and max(counts.values()) < 1.02 * min(counts.values())
 
 
+@pytest.mark.parametrize("asked", [["--tokens", "0"], ["--minutes", "0"], ["--tokens", "-5", "--sibling", "llama"]])
+def test_a_budget_of_nothing_is_refused(corpus, tmp_path, monkeypatch, asked):
+    monkeypatch.setattr("sys.argv", ["build.py", str(corpus), str(tmp_path / "out"), *asked])
+    with pytest.raises((SystemExit, ValueError), match="the budget is a positive number of tokens or of minutes"):
+        build.main()
+    assert not list(tmp_path.glob("out*"))
+
+
 @pytest.mark.parametrize("ending", ["ctrl-c", "crash"])
 def test_a_build_that_was_stopped_ends_in_the_same_weights(corpus, tmp_path, monkeypatch, ending):
     build.build(build.Run(corpus, tmp_path / "whole", TINY), tmp_path / "one")

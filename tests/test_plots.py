@@ -197,6 +197,16 @@ def test_a_picture_has_256_colours_on_white_and_the_width_of_a_page(inches: floa
     assert plt.fignum_exists(figure.number)
 
 
+@pytest.mark.parametrize("dpi", ["figure", 150, 300])
+def test_a_picture_has_its_size_on_a_screen_however_finely_it_was_drawn(dpi: str | int):
+    """ "figure" is what matplotlib starts with, before `style`."""
+    figure = plt.figure(figsize=(4, 2), dpi=100)
+    figure.add_axes((0, 0, 1, 1))
+    with plt.rc_context({"savefig.dpi": dpi, "savefig.bbox": "standard"}):
+        found = PIL.Image.open(BytesIO(plots.picture(figure)))
+    assert found.size == (400, 200)
+
+
 def test_saving_twice_writes_the_same_bytes(figures: Path):
     written = []
     for _ in range(2):

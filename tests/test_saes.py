@@ -85,7 +85,7 @@ def named(own: TransformerBridge, monkeypatch: pytest.MonkeyPatch) -> Callable[.
     """Put the tiny model among the known ones, with these entries in its row of models.csv."""
 
     def enter(**row: str) -> None:
-        known = known_models().copy()
+        known = known_models()
         known.loc[own.cfg.model_name] = dict.fromkeys(known.columns, "") | row
         monkeypatch.setattr(saes, "known_models", lambda: known)
 

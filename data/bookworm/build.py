@@ -95,7 +95,7 @@ class Settings:
     snapshots: tuple[int, ...] = ()  # tokens after which the weights are kept, for a look at how the model came about
 
     def __post_init__(self):
-        if (self.tokens is None) == (self.minutes is None) or (self.tokens or self.minutes) <= 0:
+        if (self.tokens is None) == (self.minutes is None) or (self.tokens or self.minutes or 0) <= 0:
             raise ValueError("the budget is a positive number of tokens or of minutes")
 
     def spent(self, step: int, seconds: float) -> float:
@@ -561,7 +561,8 @@ def main() -> None:
     parser.add_argument("--snapshots", type=int, nargs="+", default=[], metavar="TOKENS", help="keep the weights then")
     parser.add_argument("--seed", type=int, default=Settings.seed)
     budget = parser.add_mutually_exclusive_group()
-    budget.add_argument("--tokens", type=int, help=f"to train on (default: {Settings.tokens:,}; {SIBLING['tokens']:,})")
+    default = f"{Settings.tokens:,}; of a sibling {SIBLING['tokens']:,}"
+    budget.add_argument("--tokens", type=int, help=f"to train on (default: {default})")
     budget.add_argument("--minutes", type=float, help="of training")
     args = parser.parse_args()
     logging.disable_progress_bar()
@@ -575,7 +576,7 @@ def main() -> None:
             print(json.dumps(measured, indent=1, ensure_ascii=False))
         else:
             sizes = SIBLING | {"family": args.sibling} if args.sibling else {}
-            if args.minutes or args.tokens:
+            if args.minutes is not None or args.tokens is not None:
                 sizes |= {"tokens": args.tokens, "minutes": args.minutes}
             settings = Settings(**sizes, seed=args.seed, snapshots=tuple(args.snapshots))
             tokenizer = args.tokenizer or (Path(__file__).with_name("tokenizer.json") if args.sibling else None)
