@@ -14,7 +14,7 @@ from textwrap import shorten
 import pandas as pd
 
 from helpers.config import DATA, FIGURES, ROOT
-from helpers.files import replacing
+from helpers.files import alone, replacing
 
 VERDICTS = ("holds", "partly", "does not hold", "not applicable", "not run")
 PUBLISHED = ["claim", "source", "published_on", "statement", "published", "decided_by", "notebook"]
@@ -89,10 +89,12 @@ def record(
         raise ValueError(f"{claim}: an interval has two ends, low <= high, not {low=}, {high=}")
     row = pd.DataFrame([[claim, model, value, low, high, verdict, " ".join(note.split())]], columns=RECORDED)
     row = row.astype(dict.fromkeys(NUMBERS, float))
-    others = recorded(folder).query("claim != @claim")
-    rows = pd.concat([others, row]).sort_values("claim") if len(others) else row
-    with replacing(Path(folder) / "claims.csv") as path:
-        rows.to_csv(path, index=False, float_format="%.6g", lineterminator="\n")
+    path = Path(folder) / "claims.csv"
+    with alone(path):  # two notebooks may record at the same time
+        others = recorded(folder).query("claim != @claim")
+        rows = pd.concat([others, row]).sort_values("claim") if len(others) else row
+        with replacing(path) as temporary:
+            rows.to_csv(temporary, index=False, float_format="%.6g", lineterminator="\n")
     return row
 
 

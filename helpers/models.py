@@ -15,8 +15,9 @@ from functools import cache, partial
 from pathlib import Path
 
 import pandas as pd
+import requests
 import torch
-from huggingface_hub import snapshot_download
+from huggingface_hub import constants, is_offline_mode, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from huggingface_hub.utils import HFValidationError
 from transformer_lens.model_bridge import TransformerBridge
@@ -28,6 +29,7 @@ from transformers.utils import logging as transformers_logging
 from helpers.config import DATA
 
 DEFAULT = "bookworm"
+PATIENCE = 10.0  # seconds that the hub has to answer
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "tokenizer.model", "spiece.model", "vocab.txt")
 
 
@@ -272,6 +274,8 @@ def snapshot(
     for offline in (True, False):
         for hub_id in hub_ids:
             try:
+                if not offline:
+                    _answering_hub()
                 folder = snapshot_download(
                     hub_id, revision=revision, local_files_only=offline, allow_patterns=files, ignore_patterns=unread
                 )
@@ -283,6 +287,12 @@ def snapshot(
         f"Face cache nor to be had from the hub ({type(errors[-1]).__name__}). Check the name and the connection, "
         f"download it once where there is one, or work offline with {DEFAULT!r}, which comes with this repository."
     ) from errors[-1]
+
+
+def _answering_hub() -> None:
+    """Raises OSError unless the hub answers within PATIENCE; huggingface_hub itself would wait for it forever."""
+    if not is_offline_mode():
+        requests.head(constants.ENDPOINT, timeout=PATIENCE)
 
 
 @contextmanager
