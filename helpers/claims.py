@@ -46,15 +46,18 @@ def published(path: Path = DATA / "claims.csv") -> pd.DataFrame:
     return rows
 
 
-def recorded(folder: Path) -> pd.DataFrame:
+def recorded(folder: Path, model: str | None = None) -> pd.DataFrame:
     """What notebooks recorded in `folder`/claims.csv; no rows if there is no such file.
 
-    Refuses a file with other columns, verdicts outside VERDICTS, or text where a number belongs.
+    Refuses a file with other columns, verdicts outside VERDICTS, text where a number belongs, or rows of another model
+    than `model`, where one is named.
     """
     path = Path(folder) / "claims.csv"
     rows = _rows(path, RECORDED) if path.exists() else pd.DataFrame(columns=RECORDED, dtype=str)
     if odd := sorted(set(rows.verdict) - set(VERDICTS)):
         raise ValueError(f"{path} has unknown verdicts {odd}; they are {', '.join(VERDICTS)}")
+    if others := sorted(set(rows.model) - {model}) if model else []:
+        raise ValueError(f"{path} has rows of the model {others[0]!r}, not {model!r}: it belongs into another folder")
     try:
         return rows.assign(**{name: rows[name].replace("", "nan").astype(float) for name in NUMBERS})
     except ValueError as error:
@@ -91,7 +94,7 @@ def record(
     row = row.astype(dict.fromkeys(NUMBERS, float))
     path = Path(folder) / "claims.csv"
     with alone(path):  # two notebooks may record at the same time
-        others = recorded(folder).query("claim != @claim")
+        others = recorded(folder, model).query("claim != @claim")
         rows = pd.concat([others, row]).sort_values("claim") if len(others) else row
         with replacing(path) as temporary:
             rows.to_csv(temporary, index=False, float_format="%.6g", lineterminator="\n")
@@ -126,7 +129,7 @@ def table(models: Sequence[str] = ("bookworm", "gpt2-small"), figures: Path = FI
 
     Claims that no model has been tried on come in a second table, folded away.
     """
-    found = {model: recorded(figures / model) for model in models}
+    found = {model: recorded(figures / model, model) for model in models}
     titles = [f"{model} (analogue)" if model == "bookworm" else model for model in models]
     decided = {claim for rows in found.values() for claim in rows.claim}
     head = [["claim", "published (on)", *titles, "notebook"], ["---"] * (len(models) + 3)]

@@ -75,8 +75,8 @@ def csv_rows(path: Path, columns: Sequence[str], numbers: Sequence[str] = ()) ->
     """The rows of a CSV file, every cell as the text that stands in it ("NA" too), those of `numbers` as numbers.
 
     Lines may end in any way and the file may begin with a byte order mark. Raises ValueError that names the file, and
-    line and column where there are some, for what is no CSV in UTF-8, one of `columns` that is missing or has a blank
-    cell, and a number that is none.
+    line and column where there are some, for what is no CSV in UTF-8, a file without rows, one of `columns` that is
+    missing or has a blank cell, and a number that is none.
     """
     lines = csv.reader(StringIO(utf8(path), newline=""), strict=True)
     rows, ends = [], []
@@ -90,6 +90,8 @@ def csv_rows(path: Path, columns: Sequence[str], numbers: Sequence[str] = ()) ->
     if twice := [name for name in head if head.count(name) > 1]:
         raise ValueError(f"{path.name} has the column {twice[0]!r} twice")
     needs_columns(head, columns, path.name)
+    if not rows:
+        raise ValueError(f"{path.name} has no rows")
     for row, end in zip(rows, ends[1:]):
         where = f"{path.name}, line {end}"  # where the row ends: a quoted cell may hold several lines
         if len(row) != len(head):

@@ -6,6 +6,7 @@ RMSNorm keep the raw stream. Only safetensors are read, and no code that comes w
 """
 
 import difflib
+import json
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -23,6 +24,7 @@ from huggingface_hub.utils import HFValidationError
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.activations import NewGELUActivation
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging as transformers_logging
 
@@ -149,7 +151,7 @@ def description(model: TransformerBridge) -> str:
 def _fresh(folder: Path, seed: int) -> torch.nn.Module:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        config = AutoConfig.from_pretrained(folder)
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         return AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="eager")
 
 
@@ -177,7 +179,7 @@ def _with_blocks(folder: Path, changed: Callable[[torch.Tensor, torch.nn.Module]
     """The trained model with every weight inside a block replaced by what `changed` makes of it and its module."""
     with _quietly():
         hf = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=torch.float32, attn_implementation="eager", use_safetensors=True
+            folder, dtype=torch.float32, attn_implementation="eager", use_safetensors=True, trust_remote_code=False
         )
     with torch.no_grad():
         for key, weight in hf.named_parameters():
@@ -231,13 +233,23 @@ def _fuse(model: torch.nn.Module) -> None:
 def _parameters(folder: Path) -> int:
     """Number of weights of the architecture, tied ones counted once; nothing is allocated."""
     with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder)).num_parameters()
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        return AutoModelForCausalLM.from_config(config).num_parameters()
 
 
 def _checked(folder: Path) -> Path:
     """The folder, if it holds what a model needs; ValueError that says what is missing otherwise."""
     if not (folder / "config.json").is_file():
         raise ValueError(f"{folder} holds no config.json: it is not a Hugging Face model folder.")
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{folder / 'config.json'} is damaged ({error}): fetch or save the model again.") from error
+    if "auto_map" in config and config.get("model_type") not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        raise ValueError(
+            f"{folder} brings code of its own for {config.get('model_type')!r} models, which transformers does not "
+            "know. No code that comes with a model is run: choose a model of a known family."
+        )
     if not list(folder.glob("*.safetensors")):
         raise ValueError(f"{folder} holds no safetensors weights. Pickled weights are not read: convert them first.")
     if not any((folder / file).is_file() for file in TOKENIZER_FILES):

@@ -6,6 +6,7 @@ Position 0 is always one explicit token, BOS (EOS for a tokenizer without BOS). 
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 
 import pandas as pd
@@ -23,6 +24,7 @@ DILEMMA_COLUMNS = (
     "prompt", "split", "topic", "scene", "paraphrase", "choice", "choice_swapped", "stem", "act", "refrain",
 )  # fmt: skip
 SENTENCE_ENDS = ".!?…。"
+UNREADABLE = "�"  # what a part of a character decodes to
 CLOSERS = "\"'”’)]» \n"
 
 
@@ -49,7 +51,8 @@ class Tokens:
 def tokens(model: TransformerBridge, texts: Sequence[str]) -> Tokens:
     """The texts' tokens on the model's device.
 
-    Raises ValueError for no texts at all, a text without a token, or one longer than the model's context.
+    Raises ValueError for no texts at all, a text without a token, one with half a character, or one longer than the
+    model's context.
     """
     if isinstance(texts, str):
         raise TypeError("tokens needs a list of texts, not one string")
@@ -58,6 +61,7 @@ def tokens(model: TransformerBridge, texts: Sequence[str]) -> Tokens:
     for number, text in enumerate(texts):
         if not isinstance(text, str) or not text.strip():
             raise ValueError(f"text {number} is empty ({text!r}): give at least one word")
+        check_whole(text, f"text {number}")
     encoded = model.tokenizer(list(texts), add_special_tokens=False, return_offsets_mapping=True)
     first = first_token(model)
     length = torch.tensor([1 + len(ids) for ids in encoded["input_ids"]])
@@ -76,6 +80,15 @@ def tokens(model: TransformerBridge, texts: Sequence[str]) -> Tokens:
         last[row], stop[row] = _ends(text, offsets)
     device = model.cfg.device
     return Tokens(ids.to(device), length.to(device), last.to(device), stop.to(device))
+
+
+def check_whole(text: str, what: str) -> None:
+    """Raises ValueError for a text with half a character, a lone surrogate: no tokenizer reads it."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        half = f"{error.object[error.start]!r} at {error.start}"
+        raise ValueError(f"{what} holds half a character ({half}): write the character itself") from error
 
 
 def first_token(model: TransformerBridge) -> int:
@@ -127,9 +140,32 @@ def passages() -> list[str]:
 
 
 def token_strings(model: TransformerBridge, text: str) -> list[str]:
-    """The text cut as the model reads it, position 0 first, as readable pieces."""
-    ids = tokens(model, [text]).ids[0].tolist()
-    return [model.tokenizer.decode([id_]) for id_ in ids]
+    """The text cut as the model reads it, position 0 first, as readable pieces (see `readable`)."""
+    return readable(model, tokens(model, [text]).ids[0].tolist())
+
+
+def readable(model: TransformerBridge, ids: Sequence[int]) -> list[str]:
+    """Every token as text; of a character of several tokens (an emoji) the last has all, those before it nothing."""
+    found = [model.tokenizer.decode([id_]) for id_ in ids]
+    for broken, run in groupby(range(len(ids)), lambda i: UNREADABLE in found[i]):
+        if broken:
+            run = list(run)
+            found[run[0] : run[-1] + 1] = pieces(model, [], [ids[i] for i in run])
+    return found
+
+
+def pieces(model: TransformerBridge, before: list[int], ids: list[int]) -> list[str]:
+    """The text that every token adds to those before it; together they are the text.
+
+    A token that ends within a character adds nothing; the one that completes the character adds all of it.
+    """
+    said, found = model.tokenizer.decode(before), []
+    for end in range(1, len(ids) + 1):
+        now = model.tokenizer.decode([*before, *ids[:end]])
+        whole = now if end == len(ids) else now.rstrip(UNREADABLE)
+        found.append(whole[len(said) :])
+        said = whole if len(whole) > len(said) else said
+    return found
 
 
 def pairs(path: Path | str = "fear_calm", split: str | None = None) -> pd.DataFrame:
