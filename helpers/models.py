@@ -32,6 +32,7 @@ from helpers.config import DATA
 
 DEFAULT = "bookworm"
 PATIENCE = 10.0  # seconds that the hub has to answer
+WEIGHTS_FILES = ("model.safetensors", "model.safetensors.index.json")
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "tokenizer.model", "spiece.model", "vocab.txt")
 
 
@@ -250,7 +251,7 @@ def _checked(folder: Path) -> Path:
             f"{folder} brings code of its own for {config.get('model_type')!r} models, which transformers does not "
             "know. No code that comes with a model is run: choose a model of a known family."
         )
-    if not list(folder.glob("*.safetensors")):
+    if not any((folder / file).is_file() for file in WEIGHTS_FILES):  # transformers would unpickle others
         raise ValueError(f"{folder} holds no safetensors weights. Pickled weights are not read: convert them first.")
     if not any((folder / file).is_file() for file in TOKENIZER_FILES):
         raise ValueError(

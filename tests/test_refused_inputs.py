@@ -152,10 +152,10 @@ def unnamed(here: Here) -> TransformerBridge:
     return model
 
 
-def folder_with(here: Here, name: str, content: bytes) -> str:
-    """The model's folder with a file in place of its weights."""
+def folder_with(here: Here, name: str, content: bytes, weights: str | None = None) -> str:
+    """The model's folder with this file, and its own weights under another name or gone."""
     folder = Path(shutil.copytree(here.model.cfg.folder, here.path / "model"))
-    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors").rename(folder / (weights or name))
     (folder / name).write_bytes(content)
     return str(folder)
 
@@ -456,6 +456,11 @@ REFUSED = {
             "pickled weights",
             lambda x: load_model(folder_with(x, "pytorch_model.bin", b"pickled")),
             "holds no safetensors weights. Pickled weights are not read: convert them",
+        ),
+        Refused(
+            "pickled weights beside others of another name",
+            lambda x: load_model(folder_with(x, "pytorch_model.bin", b"pickled", "adapter.safetensors")),
+            "Pickled weights are not read: convert them",
         ),
         Refused(
             "an unknown model", lambda x: load_model("gpt2-smal"), "Unknown model 'gpt2-smal'. Did you mean 'gpt2-sm"
