@@ -279,6 +279,7 @@ def test_a_p_value_is_above_zero_at_most_one_and_falls_with_the_value(null: Tens
 def test_corrected_p_values_go_with_their_own_and_are_no_smaller(values: list[float], random):
     corrected = stats.holm(values)
     assert all(p <= c <= 1 for p, c in zip(values, corrected))
+    assert [c for _, c in sorted(zip(values, corrected))] == sorted(corrected)
     assume(len(set(values)) == len(values))
     order = list(range(len(values)))
     random.shuffle(order)
