@@ -32,7 +32,7 @@ from helpers.config import DATA
 
 DEFAULT = "bookworm"
 PATIENCE = 10.0  # seconds that the hub has to answer
-WEIGHTS_FILES = ("model.safetensors", "model.safetensors.index.json")
+WEIGHTS = "model.safetensors"
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "tokenizer.model", "spiece.model", "vocab.txt")
 
 
@@ -242,16 +242,15 @@ def _checked(folder: Path) -> Path:
     """The folder, if it holds what a model needs; ValueError that says what is missing otherwise."""
     if not (folder / "config.json").is_file():
         raise ValueError(f"{folder} holds no config.json: it is not a Hugging Face model folder.")
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{folder / 'config.json'} is damaged ({error}): fetch or save the model again.") from error
+    config = _json(folder / "config.json")
     if "auto_map" in config and config.get("model_type") not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         raise ValueError(
             f"{folder} brings code of its own for {config.get('model_type')!r} models, which transformers does not "
             "know. No code that comes with a model is run: choose a model of a known family."
         )
-    if not any((folder / file).is_file() for file in WEIGHTS_FILES):  # transformers would unpickle others
+    weights, index = folder / WEIGHTS, folder / f"{WEIGHTS}.index.json"
+    parts = _json(index).get("weight_map", {}).values() if index.is_file() else [WEIGHTS] * weights.is_file()
+    if not parts or not all(str(part).endswith(".safetensors") for part in parts):  # PyTorch would unpickle others
         raise ValueError(f"{folder} holds no safetensors weights. Pickled weights are not read: convert them first.")
     if not any((folder / file).is_file() for file in TOKENIZER_FILES):
         raise ValueError(
@@ -259,6 +258,13 @@ def _checked(folder: Path) -> Path:
             "save the model's tokenizer into the same folder with tokenizer.save_pretrained(folder)."
         )
     return folder
+
+
+def _json(path: Path) -> dict:
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path} is damaged ({error}): fetch or save the model again.") from error
 
 
 def _folder(where: Source) -> Path:

@@ -463,6 +463,11 @@ REFUSED = {
             "Pickled weights are not read: convert them",
         ),
         Refused(
+            "an index of weights that are pickled",
+            lambda x: load_model(folder_with(x, "model.safetensors.index.json", b'{"weight_map": {"w": "w.bin"}}')),
+            "Pickled weights are not read: convert them",
+        ),
+        Refused(
             "an unknown model", lambda x: load_model("gpt2-smal"), "Unknown model 'gpt2-smal'. Did you mean 'gpt2-sm"
         ),
         Refused(
