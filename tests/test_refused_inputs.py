@@ -11,9 +11,11 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from threading import Barrier
 
 import matplotlib.pyplot as plt
 import pandas as pd
@@ -689,8 +691,7 @@ def test_nothing_to_compare_with_is_no_evidence():
 AT_ONCE = """
 import sys, time
 from pathlib import Path
-import pandas as pd
-from helpers import cells, claims
+from helpers import claims
 folder, which = Path(sys.argv[1]), int(sys.argv[2])
 mine = claims.published().claim[which:16:2]
 (folder / f"ready-{which}").touch()
@@ -698,17 +699,28 @@ while len(list(folder.glob("ready-*"))) < 2:
     time.sleep(0.001)
 for claim in mine:
     claims.record(folder, "toy", claim, "holds", 1.0)
-    cells.kept(folder, f"cell{len(claim)}", lambda: pd.DataFrame({"text": [claim[:1] * 1000]}))
 """
 
 
-def test_two_runs_at_once_lose_nothing(tmp_path: Path):
+def test_two_runs_that_record_at_once_lose_nothing(tmp_path: Path):
     runs = [subprocess.Popen([sys.executable, "-c", AT_ONCE, str(tmp_path), str(i)], cwd=ROOT) for i in range(2)]
     assert [run.wait() for run in runs] == [0, 0]
     assert set(claims.recorded(tmp_path).claim) == set(claims.published().claim[:16])
     assert not list(tmp_path.glob(".*-*"))
-    for path in tmp_path.glob("*.parquet"):
-        assert len(kept(tmp_path, path.stem, lambda: pytest.fail("the cell was not whole"))) == 1
+
+
+def test_two_runs_at_once_on_the_same_cell_both_get_it_and_leave_it_whole(tmp_path: Path):
+    together, table = Barrier(2, timeout=60), pd.DataFrame({"text": ["x" * 1000] * 1000})
+
+    def made() -> pd.DataFrame:
+        together.wait()  # neither has found the cell
+        return table
+
+    with ThreadPoolExecutor(2) as runs:
+        found = [run.result() for run in [runs.submit(kept, tmp_path, "cell", made) for _ in range(2)]]
+    for each in (*found, kept(tmp_path, "cell", lambda: pytest.fail("the cell was not whole"))):
+        pd.testing.assert_frame_equal(each, table)
+    assert [path.name for path in tmp_path.iterdir()] == ["cell.parquet"]
 
 
 KILLED = """
@@ -744,7 +756,6 @@ def test_nothing_writes_into_data(tmp_path: Path):
     """A read-only data folder is enough: neither a file nor a folder in it changes."""
     before = {path: path.stat().st_mtime_ns for path in [DATA, *DATA.rglob("*")]}
     model = load_model()
-    models.untrained_twin()
     load_sae(model, 1)
     decoder_rows(model, 2, [1])
     table = pairs("fear_calm", "test").head(2)
