@@ -18,6 +18,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from transformer_lens.model_bridge.exceptions import StopAtLayerException
 
 from helpers.prompts import Tokens, sides, token_strings, tokens
+from helpers.stats import finite
 
 Position = Literal["last token", "mean", "final punctuation"]
 POSITIONS: tuple[Position, ...] = ("last token", "mean", "final punctuation")
@@ -81,7 +82,7 @@ def weighted_residuals(
     for acts in found.values():
         if not acts.isfinite().all():
             texts = [model.tokenizer.decode(ids[1:length]) for ids, length in zip(read.ids, read.length)]
-            _check_finite(acts.isfinite().all(-1), texts)
+            check_finite(acts.isfinite().all(-1), texts)
     return found
 
 
@@ -102,7 +103,7 @@ def token_residuals(model: TransformerBridge, text: str) -> Float[Tensor, "pos d
         found[:, depth] = resid[0].float().cpu()
 
     _read_stream(model, read, keep)
-    _check_finite(found.isfinite().all(-1).all(0)[None], [text])
+    check_finite(found.isfinite().all(-1).all(0)[None], [text])
     return found
 
 
@@ -125,8 +126,8 @@ def every_token(
                 found[first[row] : first[row] + count, column] = here[1 : count + 1]
 
     _read_stream(model, read, keep, depths=depths)
-    finite = found.isfinite().all(-1).split((read.length - 1).tolist())
-    _check_finite(torch.stack([each.all(0) for each in finite]), texts)
+    fine = found.isfinite().all(-1).split((read.length - 1).tolist())
+    check_finite(torch.stack([each.all(0) for each in fine]), texts)
     return found
 
 
@@ -148,7 +149,7 @@ def at_positions(
             found[rows, column] = resid[range(len(rows)), positions[rows]].float().cpu()
 
     _read_stream(model, read, keep, depths=depths)
-    _check_finite(found.isfinite().all(-1), texts)
+    check_finite(found.isfinite().all(-1), texts)
     return found
 
 
@@ -156,7 +157,8 @@ def token_projections(
     model: TransformerBridge, text: str, depth: int, direction: Float[Tensor, "d_model"]
 ) -> pd.DataFrame:
     """One row per token but position 0: sentence, pos, token, projection (residual-stream units) on the direction."""
-    along = token_residuals(model, text)[1:, depth] @ direction
+    site(model, depth)  # refuses what the model lacks
+    along = token_residuals(model, text)[1:, depth] @ finite(direction, "the numbers of the direction")
     read = token_strings(model, text)[1:]
     return pd.DataFrame({"sentence": text, "pos": range(1, len(read) + 1), "token": read, "projection": along})
 
@@ -175,7 +177,7 @@ def residual_norms(model: TransformerBridge, texts: Sequence[str]) -> Float[Tens
     _read_stream(model, read, keep)
     inside = read.real.cpu()
     inside[:, 0] = False
-    _check_finite((norms.isfinite() | ~inside).all(-1).T, texts)
+    check_finite((norms.isfinite() | ~inside).all(-1).T, texts)
     return norms[:, inside].median(-1).values
 
 
@@ -229,13 +231,13 @@ def _read_stream(
             bar.update(len(rows))
 
 
-def _check_finite(finite: Bool[Tensor, "prompt depth"], texts: Sequence[str]) -> None:
+def check_finite(fine: Bool[Tensor, "prompt depth"], texts: Sequence[str]) -> None:
     """ValueError that names the first text with a non-finite activation, and which of the depths read it is.
 
     The text may be one padded beside the culprit: attention gives padding a weight of 0, and 0 * NaN is NaN.
     """
-    if not finite.all():
-        row, depth = (~finite).nonzero()[0].tolist()
+    if not fine.all():
+        row, depth = (~fine).nonzero()[0].tolist()
         raise ValueError(
             f"non-finite activation at depth {depth} of text {row} ({texts[row][:60]!r}): load the model in float32"
         )

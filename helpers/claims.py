@@ -14,7 +14,7 @@ from textwrap import shorten
 import pandas as pd
 
 from helpers.config import DATA, FIGURES, ROOT
-from helpers.files import replacing
+from helpers.files import alone, replacing
 
 VERDICTS = ("holds", "partly", "does not hold", "not applicable", "not run")
 PUBLISHED = ["claim", "source", "published_on", "statement", "published", "decided_by", "notebook"]
@@ -46,15 +46,18 @@ def published(path: Path = DATA / "claims.csv") -> pd.DataFrame:
     return rows
 
 
-def recorded(folder: Path) -> pd.DataFrame:
+def recorded(folder: Path, model: str | None = None) -> pd.DataFrame:
     """What notebooks recorded in `folder`/claims.csv; no rows if there is no such file.
 
-    Refuses a file with other columns, verdicts outside VERDICTS, or text where a number belongs.
+    Refuses a file with other columns, verdicts outside VERDICTS, text where a number belongs, or rows of another model
+    than `model`, where one is named.
     """
     path = Path(folder) / "claims.csv"
     rows = _rows(path, RECORDED) if path.exists() else pd.DataFrame(columns=RECORDED, dtype=str)
     if odd := sorted(set(rows.verdict) - set(VERDICTS)):
         raise ValueError(f"{path} has unknown verdicts {odd}; they are {', '.join(VERDICTS)}")
+    if others := sorted(set(rows.model) - {model}) if model else []:
+        raise ValueError(f"{path} has rows of the model {others[0]!r}, not {model!r}: it belongs into another folder")
     try:
         return rows.assign(**{name: rows[name].replace("", "nan").astype(float) for name in NUMBERS})
     except ValueError as error:
@@ -89,10 +92,12 @@ def record(
         raise ValueError(f"{claim}: an interval has two ends, low <= high, not {low=}, {high=}")
     row = pd.DataFrame([[claim, model, value, low, high, verdict, " ".join(note.split())]], columns=RECORDED)
     row = row.astype(dict.fromkeys(NUMBERS, float))
-    others = recorded(folder).query("claim != @claim")
-    rows = pd.concat([others, row]).sort_values("claim") if len(others) else row
-    with replacing(Path(folder) / "claims.csv") as path:
-        rows.to_csv(path, index=False, float_format="%.6g", lineterminator="\n")
+    path = Path(folder) / "claims.csv"
+    with alone(path):  # two notebooks may record at the same time
+        others = recorded(folder, model).query("claim != @claim")
+        rows = pd.concat([others, row]).sort_values("claim") if len(others) else row
+        with replacing(path) as temporary:
+            rows.to_csv(temporary, index=False, float_format="%.6g", lineterminator="\n")
     return row
 
 
@@ -124,7 +129,7 @@ def table(models: Sequence[str] = ("bookworm", "gpt2-small"), figures: Path = FI
 
     Claims that no model has been tried on come in a second table, folded away.
     """
-    found = {model: recorded(figures / model) for model in models}
+    found = {model: recorded(figures / model, model) for model in models}
     titles = [f"{model} (analogue)" if model == "bookworm" else model for model in models]
     decided = {claim for rows in found.values() for claim in rows.claim}
     head = [["claim", "published (on)", *titles, "notebook"], ["---"] * (len(models) + 3)]

@@ -7,13 +7,13 @@ from collections.abc import Callable, Sequence
 
 import pandas as pd
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from helpers.activations import batches, progress, tokens_at_once
 from helpers.passes import Batch, forward, left_padded, pointed, prefilled
-from helpers.prompts import tokens
+from helpers.prompts import check_whole, tokens
 from helpers.steering import Steer, Steering, added, steered
 
 Watch = Callable[[Int[Tensor, "row"], Batch, Tensor, dict[int, Tensor]], None]
@@ -32,8 +32,8 @@ def log_probs(
     An option holds one continuation per prompt: a text, tokenised apart from its prompt so that the boundary stays,
     or token ids. The prompt is read once for all options. `watch` is shown what every batch of runs gives on the way:
     its runs, the batch, the logits after the prompts, and the stream by depth for the depths `read_at` (a dictionary
-    that the next batch overwrites). Raises ValueError for an empty continuation, and when prompt and continuation do
-    not fit the context.
+    that the next batch overwrites). Raises ValueError for an empty continuation, when prompt and continuation do not
+    fit the context, and for logits that are not finite, naming the run.
     """
     before = prompt_ids(model, prompts)
     after = [[_continuation_ids(model, continuation) for continuation in option] for option in options]
@@ -54,10 +54,12 @@ def log_probs(
             steering.reading = stream.__setitem__
             cache, logits = prefilled(model, batch, steering, steer)
             steering.reading = None
+            check_finite_logits(logits[:, -1].isfinite().all(-1), rows, prompts, steer)
             if watch:
                 watch(rows, batch, logits[:, -1].float(), stream)
             for option, scores in zip(after, found):
                 written = _scores(model, batch, [option[r] for r in rows], cache, logits, steering)
+                check_finite_logits(torch.tensor([bool(s.isfinite().all()) for s in written]), rows, prompts, steer)
                 for row, score in zip(rows, written):
                     scores[row] = score
             bar.update(len(rows))
@@ -90,7 +92,8 @@ def generated(
 
     A run without seed is greedy; one with a seed is sampled by Gumbel noise drawn for that seed alone, so it does not
     depend on the runs beside it, and runs that share a seed share their noise. Among the first `min_tokens` there is no
-    end-of-text token. Raises ValueError when prompt and continuation do not fit the context.
+    end-of-text token. Raises ValueError when prompt and continuation do not fit the context, and for logits that are
+    not finite, naming the run.
     """
     if n_tokens < 1 or not temperature > 0:
         raise ValueError(f"needs at least one token and a temperature above 0, got {n_tokens=} and {temperature=}")
@@ -110,7 +113,8 @@ def generated(
             batch = left_padded(model, [before[r] for r in rows], room=n_tokens)
             pointed(model, steering, steer, rows, batch)
             noise = [seeds[r] for r in rows]
-            drawn = _decoded(model, batch, steering, steer, noise, temperature, use_cache, min_tokens)
+            drawn, fine = _decoded(model, batch, steering, steer, noise, temperature, use_cache, min_tokens)
+            check_finite_logits(fine, rows, prompts, steer)
             for row, ids in zip(rows, drawn.tolist()):
                 end = model.tokenizer.eos_token_id
                 found[row] = ids[: ids.index(end)] if end in ids else ids
@@ -125,6 +129,18 @@ def side_by_side(
     vectors = torch.stack([torch.zeros_like(vector), vector])
     ids = generated(model, [prompt] * 2, n_tokens, added(depth, vectors))
     return pd.DataFrame({"run": ["unsteered", "steered"], "text": [model.tokenizer.decode(row) for row in ids]})
+
+
+def check_finite_logits(
+    fine: Bool[Tensor, "row"], runs: Int[Tensor, "row"], prompts: Sequence[str], steer: Steer | None
+) -> None:
+    """ValueError that names the first run whose logits are not `fine`: its prompt, and how it was steered."""
+    if not fine.all():
+        run = int(runs[(~fine).nonzero()[0, 0].cpu()])
+        how = f"with {steer.of(run)}: stay nearer to 0, or" if steer else "without steering:"
+        raise ValueError(
+            f"non-finite logits after prompt {run} ({prompts[run][:60]!r}) {how} load the model in float32"
+        )
 
 
 def batches_of(before: list[list[int]], length: Int[Tensor, "run"], batch_tokens: int) -> list[Int[Tensor, "row"]]:
@@ -161,13 +177,14 @@ def _decoded(
     temperature: float,
     use_cache: bool,
     min_tokens: int,
-) -> Int[Tensor, "row token"]:
-    """The tokens that fill the batch's room, one step at a time."""
+) -> tuple[Int[Tensor, "row token"], Bool[Tensor, "row"]]:
+    """The tokens that fill the batch's room, one step at a time; and for which rows every choice was one of numbers."""
     width, ids = batch.width, batch.ids
     sampled = sorted({seed for seed in seeds if seed is not None})
     generators = [torch.Generator().manual_seed(seed) for seed in sampled]
     noise_row = torch.tensor([sampled.index(seed) if seed is not None else -1 for seed in seeds])
     done = torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
+    fine = ~done
     cache = None
     for end in range(width, ids.shape[1]):
         so_far = Batch(ids, batch.real, width)
@@ -186,11 +203,13 @@ def _decoded(
             gumbel = torch.stack([torch.rand(vocab, generator=g) for g in generators]).log().neg().log().neg()
             gumbel = torch.cat([gumbel, torch.zeros(1, vocab)])[noise_row].to(logits)
             logits = logits / temperature + gumbel
-        ids = ids.index_copy(1, torch.tensor([end], device=ids.device), logits.argmax(-1, keepdim=True))
+        chosen = logits.argmax(-1, keepdim=True)  # NaN counts as the largest
+        fine &= done | logits.gather(-1, chosen)[:, 0].isfinite()
+        ids = ids.index_copy(1, torch.tensor([end], device=ids.device), chosen)
         done |= ids[:, end] == model.tokenizer.eos_token_id
         if done.all():
             break
-    return ids[:, width : end + 1]
+    return ids[:, width : end + 1], fine
 
 
 def prompt_ids(model: TransformerBridge, prompts: Sequence[str]) -> list[list[int]]:
@@ -201,9 +220,12 @@ def prompt_ids(model: TransformerBridge, prompts: Sequence[str]) -> list[list[in
 
 def _continuation_ids(model: TransformerBridge, continuation: str | list[int]) -> list[int]:
     if isinstance(continuation, str):
+        check_whole(continuation, "a continuation")
         continuation = model.tokenizer(continuation, add_special_tokens=False)["input_ids"]
     if not continuation:
         raise ValueError("a continuation is empty: there is nothing to score")
+    if odd := [id_ for id_ in continuation if not 0 <= id_ < model.cfg.d_vocab]:
+        raise ValueError(f"there is no token {odd[0]}: {model.cfg.model_name} has 0 to {model.cfg.d_vocab - 1}")
     return continuation
 
 

@@ -9,6 +9,8 @@ from sklearn.linear_model import LogisticRegression
 from torch import Generator, Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
+from helpers.stats import finite
+
 
 def mean_gap(
     emotional: Float[Tensor, "emotional *depth d_model"], neutral: Float[Tensor, "neutral *depth d_model"]
@@ -96,7 +98,7 @@ def projections(
     acts: Float[Tensor, "row depth d_model"], directions: Float[Tensor, "*draw depth d_model"]
 ) -> Float[Tensor, "*draw depth row"]:
     """Where each activation lies along each direction of its depth, in the units of the residual stream."""
-    return torch.einsum("rld,...ld->...lr", acts, directions)
+    return torch.einsum("rld,...ld->...lr", acts, finite(directions, "the directions"))
 
 
 def logit_lens(
@@ -105,8 +107,11 @@ def logit_lens(
     """The tokens that a direction raises most and least: the model's final norm and unembedding applied to it.
 
     Columns depth, side ("raised" or "lowered"), rank (1 is strongest), token, logit. What the final norm adds to a
-    zero vector is taken off. (The logit lens: nostalgebraist 2020.)
+    zero vector is taken off. (The logit lens: nostalgebraist 2020.) Raises ValueError for a depth without a direction
+    and for directions that are not finite.
     """
+    if odd := [depth for depth in depths if not 0 <= depth < len(directions)]:
+        raise ValueError(f"depth {odd[0]} is out of range: there are directions for depths 0 to {len(directions) - 1}")
     logits = lens(model, directions[list(depths)])
     rows = []
     for depth, row in zip(depths, logits):
@@ -119,7 +124,7 @@ def logit_lens(
 @torch.no_grad()
 def lens(model: TransformerBridge, vectors: Float[Tensor, "vector d_model"]) -> Float[Tensor, "vector vocab"]:
     """The logits of each vector under the final norm and unembedding, minus what the norm adds to a zero vector."""
-    rows = vectors.to(next(model.original_model.parameters()))
+    rows = finite(vectors, "the vectors to unembed").to(next(model.original_model.parameters()))
     through = model.unembed(model.ln_final(torch.cat([rows, torch.zeros_like(rows[:1])])[None]))[0].float()
     return (through[:-1] - through[-1]).cpu()
 

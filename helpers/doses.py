@@ -35,12 +35,17 @@ class Meter:
         ids = prompt_ids(model, texts)
         found: list[Tensor] = [torch.empty(0)] * len(ids)
         _predict(model, ids, range(len(ids)), None, found.__setitem__)
+        if any(each.isnan().any() for each in found):
+            raise ValueError("the model overflows without steering: load it in float32")
         return cls(model, ids, found)
 
     def effects(
         self, depth: int, method: Method, draw: Int[Tensor, "run"], strength: Float[Tensor, "run"]
     ) -> tuple[Float[Tensor, "run"], Float[Tensor, "run"]]:
-        """The dose of each run, and how much it raises the text's own negative log likelihood, nats per token."""
+        """The dose of each run, and how much it raises the text's own negative log likelihood, nats per token.
+
+        Raises ValueError for a strength at which the model overflows.
+        """
         count, tokens = len(self.ids), sum(len(ids) - 1 for ids in self.ids)
         kl, loss = torch.zeros(len(draw)), torch.zeros(len(draw))
 
@@ -54,6 +59,9 @@ class Meter:
         of_texts = [each.repeat_interleave(count) for each in (draw, strength)]
         steer = Steer(method, (depth,), *of_texts, "prompt")
         _predict(self.model, self.ids, [*range(count)] * len(draw), steer, keep)
+        if not (kl + loss).isfinite().all():
+            how = steer.of(int((~(kl + loss).isfinite()).nonzero()[0, 0]) * count)
+            raise ValueError(f"the model overflows with {how}: stay nearer to 0, or load the model in float32")
         return kl / tokens, loss / (tokens - count)
 
     def strengths(
@@ -65,8 +73,8 @@ class Meter:
         that a power law through both ends gives, or at their middle when that does not come nearer. Negative strengths
         with a `sign` of -1.
         """
-        if not all(dose > 0 for dose in doses) or not cap > 0:
-            raise ValueError(f"doses and the cap must be above 0, got {list(doses)} and {cap}")
+        if not all(0 < each < torch.inf for each in (*doses, cap)):
+            raise ValueError(f"doses and the cap must be above 0 and finite, got {list(doses)} and {cap}")
         grid = cap * torch.logspace(torch.tensor(SMALLEST).log10(), 0, GRID)
         shape = (len(method), len(doses))
         draw, wanted = torch.arange(len(method))[:, None].expand(shape), torch.tensor(list(doses)).expand(shape)

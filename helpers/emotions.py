@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from helpers.config import DATA
+from helpers.files import csv_rows
 from helpers.prompts import of_split
 
 NEUTRAL = "neutral"
@@ -18,7 +19,8 @@ NEUTRAL = "neutral"
 
 @cache
 def _norms() -> pd.DataFrame:
-    return pd.read_csv(DATA / "emotions.csv")
+    numbers = [f"{norm}{part}" for norm in ("valence", "arousal") for part in ("", "_sd", "_raters")]
+    return csv_rows(DATA / "emotions.csv", ("emotion", "lemma", *numbers), numbers)
 
 
 def norms() -> pd.DataFrame:
@@ -36,7 +38,7 @@ def names() -> list[str]:
 
 def synonyms() -> dict[str, set[str]]:
     """The words that name each emotion, itself included, in their common forms (data/lexicons/emotion_synonyms.csv)."""
-    table = pd.read_csv(DATA / "lexicons" / "emotion_synonyms.csv")
+    table = csv_rows(DATA / "lexicons" / "emotion_synonyms.csv", ("emotion", "word"))
     return {emotion: set(table.loc[table["emotion"] == emotion, "word"]) for emotion in names()}
 
 
@@ -45,7 +47,7 @@ def translations(language: str) -> dict[str, list[str]]:
 
     Raises ValueError for another language.
     """
-    table = pd.read_csv(DATA / "lexicons" / "translations.csv")
+    table = csv_rows(DATA / "lexicons" / "translations.csv", ("emotion", "language", "word"))
     if language not in set(table["language"]):
         known = ", ".join(sorted(set(table["language"])))
         raise ValueError(f"translations.csv has no language {language!r}, only {known}")
@@ -120,8 +122,9 @@ def stacked(
 
 
 def _situations(split: str | None) -> pd.DataFrame:
-    return of_split(pd.read_csv(DATA / "prompts" / "situations.csv"), split, "situations.csv")
+    columns = ("topic", "split", "emotion", "text")
+    return of_split(csv_rows(DATA / "prompts" / "situations.csv", columns), split, "situations.csv")
 
 
 def _openings() -> pd.DataFrame:
-    return pd.read_csv(DATA / "prompts" / "story_openings.csv")
+    return csv_rows(DATA / "prompts" / "story_openings.csv", ("topic", "emotional", "neutral"))

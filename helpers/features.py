@@ -17,6 +17,7 @@ from helpers.activations import at_positions, every_token, progress, site
 from helpers.directions import unit
 from helpers.prompts import token_strings, tokens, word_positions
 from helpers.saes import checked_features
+from helpers.stats import finite
 
 TOKENS_AT_ONCE = 2048  # encoded together: so many rows of d_sae numbers exist at a time
 TEXTS_AT_ONCE = 32
@@ -143,7 +144,7 @@ def pursuit(
     dictionary, found = unit(rows).double(), []
     with progress(len(targets), "direction", "matching pursuit") as bar:
         for name, target in targets.items():
-            target, chosen, explained = target.double(), [], []
+            target, chosen, explained = finite(target, f"the numbers of {name!r}").double(), [], []
             left = target
             while len(chosen) < steps and left.norm() > 1e-6 * target.norm():
                 chosen.append(int((dictionary @ left).abs().argmax()))

@@ -6,6 +6,7 @@ RMSNorm keep the raw stream. Only safetensors are read, and no code that comes w
 """
 
 import difflib
+import json
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -15,19 +16,23 @@ from functools import cache, partial
 from pathlib import Path
 
 import pandas as pd
+import requests
 import torch
-from huggingface_hub import snapshot_download
+from huggingface_hub import constants, is_offline_mode, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from huggingface_hub.utils import HFValidationError
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.activations import NewGELUActivation
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging as transformers_logging
 
 from helpers.config import DATA
 
 DEFAULT = "bookworm"
+PATIENCE = 10.0  # seconds that the hub has to answer
+WEIGHTS = "model.safetensors"
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "tokenizer.model", "spiece.model", "vocab.txt")
 
 
@@ -151,7 +156,7 @@ def description(model: TransformerBridge) -> str:
 def _fresh(folder: Path, seed: int) -> torch.nn.Module:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        config = AutoConfig.from_pretrained(folder)
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         return AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="eager")
 
 
@@ -179,7 +184,7 @@ def _with_blocks(folder: Path, changed: Callable[[torch.Tensor, torch.nn.Module]
     """The trained model with every weight inside a block replaced by what `changed` makes of it and its module."""
     with _quietly():
         hf = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=torch.float32, attn_implementation="eager", use_safetensors=True
+            folder, dtype=torch.float32, attn_implementation="eager", use_safetensors=True, trust_remote_code=False
         )
     with torch.no_grad():
         for key, weight in hf.named_parameters():
@@ -233,14 +238,23 @@ def _fuse(model: torch.nn.Module) -> None:
 def _parameters(folder: Path) -> int:
     """Number of weights of the architecture, tied ones counted once; nothing is allocated."""
     with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder)).num_parameters()
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        return AutoModelForCausalLM.from_config(config).num_parameters()
 
 
 def _checked(folder: Path) -> Path:
     """The folder, if it holds what a model needs; ValueError that says what is missing otherwise."""
     if not (folder / "config.json").is_file():
         raise ValueError(f"{folder} holds no config.json: it is not a Hugging Face model folder.")
-    if not list(folder.glob("*.safetensors")):
+    config = _json(folder / "config.json")
+    if "auto_map" in config and config.get("model_type") not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        raise ValueError(
+            f"{folder} brings code of its own for {config.get('model_type')!r} models, which transformers does not "
+            "know. No code that comes with a model is run: choose a model of a known family."
+        )
+    weights, index = folder / WEIGHTS, folder / f"{WEIGHTS}.index.json"
+    parts = _json(index).get("weight_map", {}).values() if index.is_file() else [WEIGHTS] * weights.is_file()
+    if not parts or not all(str(part).endswith(".safetensors") for part in parts):  # PyTorch would unpickle others
         raise ValueError(f"{folder} holds no safetensors weights. Pickled weights are not read: convert them first.")
     if not any((folder / file).is_file() for file in TOKENIZER_FILES):
         raise ValueError(
@@ -248,6 +262,13 @@ def _checked(folder: Path) -> Path:
             "save the model's tokenizer into the same folder with tokenizer.save_pretrained(folder)."
         )
     return folder
+
+
+def _json(path: Path) -> dict:
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path} is damaged ({error}): fetch or save the model again.") from error
 
 
 def _folder(where: Source) -> Path:
@@ -276,6 +297,8 @@ def snapshot(
     for offline in (True, False):
         for hub_id in hub_ids:
             try:
+                if not offline:
+                    _answering_hub()
                 folder = snapshot_download(
                     hub_id, revision=revision, local_files_only=offline, allow_patterns=files, ignore_patterns=unread
                 )
@@ -287,6 +310,12 @@ def snapshot(
         f"Face cache nor to be had from the hub ({type(errors[-1]).__name__}). Check the name and the connection, "
         f"download it once where there is one, or work offline with {DEFAULT!r}, which comes with this repository."
     ) from errors[-1]
+
+
+def _answering_hub() -> None:
+    """Raises OSError unless the hub answers within PATIENCE; huggingface_hub itself would wait for it forever."""
+    if not is_offline_mode():
+        requests.head(constants.ENDPOINT, timeout=PATIENCE)
 
 
 @contextmanager

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import yaml
 
+from helpers.files import utf8
+
 PLAIN = "tag:yaml.org,2002:"  # begins the tags of plain YAML
 KINDS = {"str": "a plain text", "int": "a number", "float": "a number", "bool": "a truth value", "timestamp": "a date"}
 KINDS |= {"null": "nothing", "seq": "a list", "map": "a mapping"}
@@ -18,11 +20,7 @@ KINDS |= {"null": "nothing", "seq": "a list", "map": "a mapping"}
 
 def document(path: Path) -> yaml.Node:
     """The file's one document."""
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = error.object.count(b"\n", 0, error.start) + 1
-        raise ValueError(f"{path.name}, line {line}: not UTF-8 ({error.reason}). Save the file as UTF-8.") from error
+    text = utf8(path)
     if odd := yaml.SafeLoader.NON_PRINTABLE.search(text):
         line = text.count("\n", 0, odd.start()) + 1
         raise ValueError(f"{path.name}, line {line}: YAML has no place for the character {odd[0]!r}")

@@ -17,7 +17,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from transformer_lens.model_bridge.exceptions import StopAtLayerException
 from transformers import DynamicCache
 
-from helpers.activations import batches, checked_site, progress, site, tokens_at_once
+from helpers.activations import batches, check_finite, checked_site, progress, site, tokens_at_once
 from helpers.passes import skipped
 from helpers.prompts import Tokens, tokens
 
@@ -66,7 +66,10 @@ class Swap:
 
 
 def ran(model: TransformerBridge, texts: Sequence[str], components: Sequence[Component] = COMPONENTS) -> Runs:
-    """The texts run once, with everything kept that patching with these components needs."""
+    """The texts run once, with everything kept that patching with these components needs.
+
+    Raises ValueError for activations that are not finite.
+    """
     read = tokens(model, texts)
     layers = range(model.cfg.n_layers)
     names = {depth: site(model, depth) for depth in range(model.cfg.n_layers + 1)}
@@ -86,6 +89,7 @@ def ran(model: TransformerBridge, texts: Sequence[str], components: Sequence[Com
     with torch.no_grad(), model.hooks(fwd_hooks=hooks), suppress(StopAtLayerException):
         model.original_model(input_ids=read.ids, past_key_values=cache, use_cache=True)
     stream = torch.stack([found[depth] for depth in range(model.cfg.n_layers + 1)], 2)
+    check_finite((stream.isfinite().all(-1) | ~read.real.cpu()[..., None]).all(1), texts)
     outputs = {each: torch.stack([found[each, layer] for layer in layers], 2) for each in others}
     return Runs(read, stream, outputs, [(layer.keys, layer.values) for layer in cache.layers])
 

@@ -25,8 +25,9 @@ from helpers.doses import Meter
 from helpers.emotions import names, norms
 from helpers.feature_plots import passages as drawn_passages
 from helpers.features import TOKENS_AT_ONCE, OnPassages, encoded, token_activations
+from helpers.files import csv_rows
 from helpers.geometry import away, neighbours, placed
-from helpers.prompts import SIDES, checked_pairs, neutral_texts, pairs, passages, tokens
+from helpers.prompts import SIDES, check_whole, checked_pairs, neutral_texts, pairs, passages, pieces, tokens
 from helpers.saes import checked_features, dashboard, load_sae, sae_folder
 from helpers.separation import along, null_summary, random_scores, summary
 from helpers.stats import auroc
@@ -70,7 +71,7 @@ class Playground:
         states = every_token(self.model, [text])
         at = torch.arange(1, len(states) + 1)
         scores = readouts.beyond_neutral(states, at, self.references(), self.background)
-        found = Reading(_pieces(self.model, [], ids), names(), scores, depth, names()[:1])
+        found = Reading(pieces(self.model, [], ids), names(), scores, depth, names()[:1])
         return found.at(depth, wanted or [found.strongest["emotion"].iloc[0]])
 
     def direction(self, pairs_text: str, depth: int | None = None, position: Position | None = None) -> OwnDirection:
@@ -117,6 +118,8 @@ class Playground:
         depth = self._depth(depth)
         if not math.isfinite(strength):
             raise ValueError(f"the strength is {strength}: give a number, 0 for no steering")
+        if torch.tensor(strength, dtype=torch.float32).isinf():
+            raise ValueError(f"a strength of {strength} overflows: stay nearer to 0")
         if n_tokens < 1:
             raise ValueError(f"cannot write {n_tokens} tokens: ask for at least one")
         if seed is not None and seed < 0:
@@ -126,13 +129,11 @@ class Playground:
         steer = Steer(method, (depth,), torch.zeros(2, dtype=torch.long), torch.tensor([0.0, strength]), which)
         found = generated(self.model, [prompt] * 2, n_tokens, steer, seeds=[seed] * 2)
         dose = self._dose(method, depth, strength)
-        if not math.isfinite(dose):
-            raise ValueError(f"a strength of {strength} overflows: stay nearer to 0")
         runs = dict(zip(("unsteered", "steered"), found))
-        pieces = {run: _pieces(self.model, ids, written) for run, written in runs.items()}
+        told = {run: pieces(self.model, ids, written) for run, written in runs.items()}
         text = "greedy" if seed is None else f"sampled with seed {seed}, the same noise on both sides"
         how = f"{direction}, strength {strength:g} at depth {depth}, steered tokens: {which}; {text}."
-        return Continuations(prompt, runs, pieces, how, strength, dose)
+        return Continuations(prompt, runs, told, how, strength, dose)
 
     def features(self, text: str, depth: int | None = None, top: int = 3) -> Firing:
         """The strongest SAE features at every token of a text.
@@ -144,12 +145,12 @@ class Playground:
         if top < 1:
             raise ValueError(f"cannot show {top} features per token: ask for at least one")
         sae = self._sae(depth)
-        pieces = _pieces(self.model, [], self._ids(text))
+        words = pieces(self.model, [], self._ids(text))
         table = token_activations(self.model, sae, text)
         table = table[table["activation"] > 0].groupby("pos").head(top).reset_index(drop=True)
-        table["token"] = [pieces[pos - 1] for pos in table["pos"]]
+        table["token"] = [words[pos - 1] for pos in table["pos"]]
         table.insert(2, "rank", table.groupby("pos").cumcount() + 1)
-        return Firing(pieces, table, depth)
+        return Firing(words, table, depth)
 
     def passages(self, feature: int, depth: int | None = None, count: int = 5) -> Passages:
         """The shipped passages in which a feature fires most, and how often it fires at all.
@@ -187,6 +188,7 @@ class Playground:
         """The text's tokens without position 0, when they and `room` more fit the model."""
         if not text.strip():
             raise ValueError(f"{what} is empty: type at least one word")
+        check_whole(text, what)
         count, most = len(self.model.tokenizer(text, add_special_tokens=False)["input_ids"]), self.model.cfg.n_ctx - 1
         if count + room > most:
             more = f", and {room} are to be written" if room else ""
@@ -278,15 +280,18 @@ class Playground:
 def opened(model: TransformerBridge) -> Playground:
     """A Playground of the model: the depth and position that notebook 01 chose, and neutral talk, recorded.
 
-    Where notebook 01 has not run on this model: half of the depth, and the last token.
+    Where notebook 01 has not run on this model: half of the depth, and the last token. Raises ValueError for a file
+    of that choice that cannot be read.
     """
-    last = model.cfg.n_layers
+    last, name = model.cfg.n_layers, model.cfg.model_name
     depth, position, chosen_by = round(last / 2), "last token", "half of the depth; notebook 01 has chosen none here"
-    path = FIGURES / model.cfg.model_name / "01_choices.csv"
+    path = FIGURES / name / "01_choices.csv"
     if path.is_file():
-        row = pd.read_csv(path).iloc[0]
-        if 0 <= row["depth"] <= last:
+        row = csv_rows(path, ("depth", "position"), ["depth"]).iloc[0]
+        if row.get("model", name) == name and row["depth"] in range(last + 1) and row["position"] in POSITIONS:
             depth, position, chosen_by = int(row["depth"]), row["position"], "chosen by notebook 01"
+        else:
+            chosen_by = f"half of the depth; what {path.name} has chosen is not for this model"
     background = recordings.background(recordings.neutral_talk(model, BACKGROUND_TOKENS), "token")
     return Playground(model, depth, position, chosen_by, residual_norms(model, neutral_texts()), background)
 
@@ -320,17 +325,3 @@ def parsed_pairs(text: str) -> pd.DataFrame:
 def _auroc(table: pd.DataFrame) -> tuple[float, float, float]:
     row = table[table["statistic"] == "AUROC"].iloc[0]
     return row["value"], row["low"], row["high"]
-
-
-def _pieces(model: TransformerBridge, before: list[int], ids: list[int]) -> list[str]:
-    """The text that every token adds to those before it; together they are the text.
-
-    A token that ends within a character adds nothing; the one that completes the character adds all of it.
-    """
-    said, pieces = model.tokenizer.decode(before), []
-    for end in range(1, len(ids) + 1):
-        now = model.tokenizer.decode([*before, *ids[:end]])
-        whole = now if end == len(ids) else now.rstrip("�")
-        pieces.append(whole[len(said) :])
-        said = whole if len(whole) > len(said) else said
-    return pieces

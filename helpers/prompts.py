@@ -6,6 +6,7 @@ Position 0 is always one explicit token, BOS (EOS for a tokenizer without BOS). 
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 
 import pandas as pd
@@ -15,10 +16,15 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from helpers.config import DATA
+from helpers.files import csv_rows, needs_columns
 
 SIDES = ("emotional", "neutral")
 PAIR_COLUMNS = ("pair", "split", "topic", *SIDES)
+DILEMMA_COLUMNS = (
+    "prompt", "split", "topic", "scene", "paraphrase", "choice", "choice_swapped", "stem", "act", "refrain",
+)  # fmt: skip
 SENTENCE_ENDS = ".!?…。"
+UNREADABLE = "�"  # what a part of a character decodes to
 CLOSERS = "\"'”’)]» \n"
 
 
@@ -45,7 +51,8 @@ class Tokens:
 def tokens(model: TransformerBridge, texts: Sequence[str]) -> Tokens:
     """The texts' tokens on the model's device.
 
-    Raises ValueError for no texts at all, a text without a token, or one longer than the model's context.
+    Raises ValueError for no texts at all, a text without a token, one with half a character, or one longer than the
+    model's context.
     """
     if isinstance(texts, str):
         raise TypeError("tokens needs a list of texts, not one string")
@@ -54,6 +61,7 @@ def tokens(model: TransformerBridge, texts: Sequence[str]) -> Tokens:
     for number, text in enumerate(texts):
         if not isinstance(text, str) or not text.strip():
             raise ValueError(f"text {number} is empty ({text!r}): give at least one word")
+        check_whole(text, f"text {number}")
     encoded = model.tokenizer(list(texts), add_special_tokens=False, return_offsets_mapping=True)
     first = first_token(model)
     length = torch.tensor([1 + len(ids) for ids in encoded["input_ids"]])
@@ -72,6 +80,15 @@ def tokens(model: TransformerBridge, texts: Sequence[str]) -> Tokens:
         last[row], stop[row] = _ends(text, offsets)
     device = model.cfg.device
     return Tokens(ids.to(device), length.to(device), last.to(device), stop.to(device))
+
+
+def check_whole(text: str, what: str) -> None:
+    """Raises ValueError for a text with half a character, a lone surrogate: no tokenizer reads it."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        half = f"{error.object[error.start]!r} at {error.start}"
+        raise ValueError(f"{what} holds half a character ({half}): write the character itself") from error
 
 
 def first_token(model: TransformerBridge) -> int:
@@ -109,7 +126,7 @@ def key_words(kind: str | None = None, split: str | None = None, emotion: str | 
 
     One row each: id, emotion, kind, split, word, sentence. Raises ValueError for a kind, split or emotion without rows.
     """
-    table = pd.read_csv(DATA / "prompts" / "key_words.csv", keep_default_na=False)
+    table = csv_rows(DATA / "prompts" / "key_words.csv", ("id", "emotion", "kind", "split", "sentence"))
     for column, wanted in (("kind", kind), ("split", split), ("emotion", emotion)):
         if wanted is not None and wanted not in set(table[column]):
             raise ValueError(f"key_words.csv has no {column} {wanted!r}, only {', '.join(sorted(set(table[column])))}")
@@ -119,32 +136,51 @@ def key_words(kind: str | None = None, split: str | None = None, emotion: str | 
 
 def passages() -> list[str]:
     """Passages of public-domain fiction, held out when bookworm's SAEs were trained (data/passages.csv)."""
-    return pd.read_csv(DATA / "passages.csv")["text"].tolist()
+    return csv_rows(DATA / "passages.csv", ("passage", "text"))["text"].tolist()
 
 
 def token_strings(model: TransformerBridge, text: str) -> list[str]:
-    """The text cut as the model reads it, position 0 first, as readable pieces."""
-    ids = tokens(model, [text]).ids[0].tolist()
-    return [model.tokenizer.decode([id_]) for id_ in ids]
+    """The text cut as the model reads it, position 0 first, as readable pieces (see `readable`)."""
+    return readable(model, tokens(model, [text]).ids[0].tolist())
+
+
+def readable(model: TransformerBridge, ids: Sequence[int]) -> list[str]:
+    """Every token as text; of a character of several tokens (an emoji) the last has all, those before it nothing."""
+    found = [model.tokenizer.decode([id_]) for id_ in ids]
+    for broken, run in groupby(range(len(ids)), lambda i: UNREADABLE in found[i]):
+        if broken:
+            run = list(run)
+            found[run[0] : run[-1] + 1] = pieces(model, [], [ids[i] for i in run])
+    return found
+
+
+def pieces(model: TransformerBridge, before: list[int], ids: list[int]) -> list[str]:
+    """The text that every token adds to those before it; together they are the text.
+
+    A token that ends within a character adds nothing; the one that completes the character adds all of it.
+    """
+    said, found = model.tokenizer.decode(before), []
+    for end in range(1, len(ids) + 1):
+        now = model.tokenizer.decode([*before, *ids[:end]])
+        whole = now if end == len(ids) else now.rstrip(UNREADABLE)
+        found.append(whole[len(said) :])
+        said = whole if len(whole) > len(said) else said
+    return found
 
 
 def pairs(path: Path | str = "fear_calm", split: str | None = None) -> pd.DataFrame:
     """Prompt pairs, one row each (pair, split, topic, emotional, neutral), of one split or of all.
 
-    `path` is a CSV file or the name of one in data/prompts. Raises ValueError for a missing column, an empty side, a
-    repeated pair or text, and an unknown split, naming the row.
+    `path` is a CSV file or the name of one in data/prompts. Raises ValueError for a missing column, an empty cell, a
+    repeated pair or text, and an unknown split, naming the row; cells of further columns come as text too.
     """
     path = DATA / "prompts" / f"{path}.csv" if isinstance(path, str) and not path.endswith(".csv") else Path(path)
-    return of_split(checked_pairs(pd.read_csv(path, dtype={"pair": str}), path.name), split, path.name)
+    return of_split(checked_pairs(csv_rows(path, PAIR_COLUMNS), path.name), split, path.name)
 
 
 def checked_pairs(table: pd.DataFrame, name: str = "the table of pairs") -> pd.DataFrame:
     """The same table when each row is a whole pair and no pair or text comes twice; ValueError otherwise."""
-    missing = [column for column in PAIR_COLUMNS if column not in table.columns]
-    if missing:
-        raise ValueError(
-            f"{name} lacks the column {missing[0]!r}. It needs {', '.join(PAIR_COLUMNS)}; it has {', '.join(table)}."
-        )
+    needs_columns(list(table), PAIR_COLUMNS, name)
     if table.empty:
         raise ValueError(f"{name} has no rows")
     for side in SIDES:
@@ -165,7 +201,7 @@ def dilemmas(split: str | None = None) -> pd.DataFrame:
     Adds `text` (scene, choice, stem), `paraphrased` (the scene in other words), `swapped` (the two options named in
     the other order), and the same without the scene: `no_scene`, `no_scene_swapped`.
     """
-    table = of_split(pd.read_csv(DATA / "prompts" / "moral.csv"), split, "moral.csv")
+    table = of_split(csv_rows(DATA / "prompts" / "moral.csv", DILEMMA_COLUMNS), split, "moral.csv")
     return table.assign(
         text=table.scene + " " + table.choice + " " + table.stem,
         paraphrased=table.paraphrase + " " + table.choice + " " + table.stem,
@@ -180,7 +216,7 @@ def beginnings(kind: str, split: str | None = None) -> pd.DataFrame:
 
     `kind` is story or today. Raises ValueError for another, and for a split that the kind does not have.
     """
-    table = pd.read_csv(DATA / "prompts" / "beginnings.csv")
+    table = csv_rows(DATA / "prompts" / "beginnings.csv", ("prompt", "split", "kind", "text"))
     if kind not in set(table["kind"]):
         raise ValueError(f"beginnings.csv has no kind {kind!r}, only {', '.join(sorted(set(table['kind'])))}")
     return of_split(table[table["kind"] == kind].reset_index(drop=True), split, f"beginnings.csv ({kind})")
@@ -188,7 +224,7 @@ def beginnings(kind: str, split: str | None = None) -> pd.DataFrame:
 
 def neutral_texts() -> list[str]:
     """The fixed neutral texts (data/prompts/neutral.csv) on which residual norms and doses are measured."""
-    return pd.read_csv(DATA / "prompts" / "neutral.csv")["text"].tolist()
+    return csv_rows(DATA / "prompts" / "neutral.csv", ("text_id", "topic", "text"))["text"].tolist()
 
 
 def sides(table: pd.DataFrame) -> list[str]:

@@ -17,6 +17,7 @@ from transformers import DynamicCache
 
 from helpers import scenarios
 from helpers.activations import checked_site, progress, site
+from helpers.prompts import readable
 from helpers.readouts import Background
 from helpers.scenarios import Conversation, Scenario, calibration, check_fits, turn_ids
 
@@ -188,7 +189,7 @@ def _recording(
     model: TransformerBridge, scenario: Scenario, conversation: Conversation, rows: list[tuple], tape: _Tape
 ) -> Recording:
     tokens = pd.DataFrame(rows, columns=["pos", "turn", "speaker", "role", "text", "token"])
-    tokens["token"] = [model.tokenizer.decode([id_]) for id_ in tokens["token"]]
+    tokens["token"] = readable(model, tokens["token"].tolist())
     tokens["ends"] = ~tokens["turn"].duplicated(keep="last")
     stream, attention = tape.stream[: tape.length], tape.attention
     if not stream.isfinite().all():

@@ -12,9 +12,9 @@ from jaxtyping import Float
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from helpers.activations import residuals
+from helpers.activations import residuals, site
 from helpers.config import CFG
-from helpers.stats import share_interval
+from helpers.stats import finite, share_interval
 from helpers.sweeps import shifted
 from helpers.texts import word_kinds
 
@@ -130,8 +130,11 @@ def reads(
 ) -> pd.DataFrame:
     """Mean projection of each text's tokens on each vector at a depth, as the model reads it unsteered.
 
-    One row per text, one column per vector; 0 for a text without a word.
+    One row per text, one column per vector; 0 for a text without a word. Raises ValueError for a depth that the model
+    lacks, and for vectors that are not finite.
     """
+    site(model, depth)
+    finite(vectors, "the reading vectors")
     told = [text for text in dict.fromkeys(texts) if text.strip()]
     if not told:
         return pd.DataFrame(0.0, index=range(len(texts)), columns=range(len(vectors)))

@@ -16,7 +16,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from helpers import emotions, nodes
 from helpers.config import DATA
-from helpers.prompts import first_token
+from helpers.prompts import check_whole, first_token
 
 Positions = Literal["every token", "end of turn"]
 POSITIONS = get_args(Positions)
@@ -152,6 +152,7 @@ def typed(talk: str, references: Sequence[str]) -> Scenario:
         speaker, colon, text = (part.strip() for part in line.partition(":"))
         if not (speaker and colon and text):
             raise ValueError(f"line {number}: a turn needs its speaker and a text, as in 'Anna: You are late.'")
+        check_whole(line, f"line {number}")
         roles.setdefault(speaker, ROLES[min(len(roles), 1)])
         turns.append(Turn(speaker, roles[speaker], text, 0, number))
     if not turns:

@@ -45,9 +45,11 @@ def paired_d_z(emotional: Group, neutral: Group) -> Values:
 def auroc(emotional: Group, neutral: Other) -> Values:
     """Chance that a random emotional point lies above a random neutral one, ties counting half.
 
-    The area under the ROC curve, and Mann-Whitney's U over the number of comparisons (Hanley & McNeil 1982).
+    The area under the ROC curve, and Mann-Whitney's U over the number of comparisons (Hanley & McNeil 1982). Raises
+    ValueError for NaN, which would count as the highest point.
     """
     ordered = torch.from_numpy(np.sort(neutral.numpy(force=True))).to(neutral.device)  # many times faster than torch's
+    _no_nan(emotional, neutral)
     points = emotional.contiguous()
     below = torch.searchsorted(ordered, points) + torch.searchsorted(ordered, points, right=True)
     return below.float().mean(-1) / (2 * neutral.shape[-1])
@@ -61,8 +63,9 @@ def paired_accuracy(emotional: Group, neutral: Group) -> Values:
 def overlap(emotional: Group, neutral: Other) -> Values:
     """Smallest sum of both error rates that a single threshold can reach: 0 means that no point is out of order.
 
-    One minus the one-sided Kolmogorov-Smirnov distance.
+    One minus the one-sided Kolmogorov-Smirnov distance. Raises ValueError for NaN, which would count as in order.
     """
+    _no_nan(emotional, neutral)
     cuts = torch.cat([emotional, neutral], -1)[..., None]
     missed = (emotional[..., None, :] < cuts).float().mean(-1)
     false_alarms = (neutral[..., None, :] >= cuts).float().mean(-1)
@@ -178,8 +181,11 @@ def share_interval(hits: int, of: int, confidence: float) -> tuple[float, float,
 
 
 def permutation_p(observed: Float[Tensor, "*#any"], null: Float[Tensor, "draw *#any"]) -> Values:
-    """Share of null draws at or above the observed value, which itself counts as one (Phipson & Smyth 2010)."""
-    return ((null >= observed).sum(0) + 1) / (len(null) + 1)
+    """Share of null draws at or above the observed value, which itself counts as one (Phipson & Smyth 2010).
+
+    What cannot be compared counts as above: without a value or without a null there is no evidence, and p is 1.
+    """
+    return ((~(null < observed)).sum(0) + 1) / (len(null) + 1)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -189,6 +195,18 @@ def holm(p_values: Sequence[float]) -> list[float]:
         largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[i]))
         corrected[i] = largest
     return corrected
+
+
+def finite(values: Values, what: str) -> Values:
+    """The values, none of which is NaN or infinite; ValueError that says what they are otherwise."""
+    if not values.isfinite().all():
+        raise ValueError(f"{what} hold NaN or infinity")
+    return values
+
+
+def _no_nan(emotional: Group, neutral: Other) -> None:
+    if emotional.isnan().any() or neutral.isnan().any():
+        raise ValueError("points to compare hold NaN: is every activation and every direction finite?")
 
 
 def _gap(emotional: Group, neutral: Other) -> Values:

@@ -4,6 +4,7 @@ A method says what is added to the stream, as a difference that a strength multi
 exactly nothing. Which tokens are steered is always explicit, and position 0 is never among them.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from helpers.activations import site
 from helpers.directions import unit
+from helpers.stats import finite
 
 Steered = Literal["prompt", "generated", "both"]
 
@@ -40,8 +42,7 @@ class Add:
     vectors: Float[Tensor, "draw d_model"]
 
     def __post_init__(self) -> None:
-        if not self.vectors.isfinite().all():
-            raise ValueError("the steering vectors hold NaN or infinity")
+        finite(self.vectors, "the steering vectors")
 
     def __len__(self) -> int:
         return len(self.vectors)
@@ -65,6 +66,8 @@ class Ablate:
 
     def __post_init__(self) -> None:
         unit(self.vectors)  # refuses what is not finite
+        if self.centre is not None:
+            finite(self.centre, "the places to ablate to")
         if (self.vectors == 0).all(-1).any():
             raise ValueError("a zero vector has no direction to ablate")
 
@@ -94,6 +97,8 @@ class Clamp:
     def __post_init__(self) -> None:
         if (how := self.sae.cfg.normalize_activations) in ("layer_norm", "constant_norm_rescale"):
             raise ValueError(f"cannot clamp a feature of an SAE with activations in units of its own ({how})")
+        if not math.isfinite(self.to):
+            raise ValueError(f"cannot clamp a feature to {self.to}: give a number")
         if odd := [feature for feature in self.features if not 0 <= feature < self.sae.cfg.d_sae]:
             raise IndexError(f"feature {odd[0]} is out of range: the SAE has 0 to {self.sae.cfg.d_sae - 1}")
 
@@ -118,6 +123,17 @@ class Steer:
     draw: Int[Tensor, "run"]
     strength: Float[Tensor, "run"]
     which: Steered = "both"
+
+    def __post_init__(self) -> None:
+        finite(self.strength, "the strengths of steering")
+        if len(self.draw) and not 0 <= int(self.draw.min()) <= int(self.draw.max()) < len(self.method):
+            asked = sorted(set(self.draw.tolist()))
+            raise ValueError(f"draws {asked} are asked for, but the method has {len(self.method)}, from 0 on")
+
+    def of(self, run: int) -> str:
+        """How one run is steered, in words."""
+        depths = f"depth {self.depths[0]}" if len(self.depths) == 1 else f"depths {min(self.depths)} on"
+        return f"a strength of {self.strength[run]:g} at {depths}"
 
 
 def added(depth: int, vectors: Float[Tensor, "run d_model"], which: Steered = "both") -> Steer:
@@ -156,12 +172,10 @@ class Steering:
 def steered(model: TransformerBridge, steer: Steer | None, read_at: tuple[int, ...] = ()) -> Iterator[Steering]:
     """Steer the model while the block runs, once the Steering has been pointed at a batch; read at these depths.
 
-    Raises ValueError for a depth that the model lacks, and for reading below the first steered depth, where nothing
-    changes. The hooks are gone afterwards, also after an error.
+    Raises what `check_fits` raises. The hooks are gone afterwards, also after an error.
     """
     depths = steer.depths if steer else ()
-    if depths and read_at and min(read_at) < min(depths):
-        raise ValueError(f"steering at depth {min(depths)} does not reach depth {min(read_at)}: read at or above it")
+    check_fits(model, steer.method if steer else None, depths, read_at)
     steering = Steering(steer.method if steer else None)
 
     def enter(resid: Tensor, hook) -> Tensor:
@@ -185,6 +199,23 @@ def steered(model: TransformerBridge, steer: Steer | None, read_at: tuple[int, .
     hooks += [(site(model, depth), reader(depth)) for depth in read_at]
     with model.hooks(fwd_hooks=hooks):
         yield steering
+
+
+def check_fits(
+    model: TransformerBridge, method: Method | None, depths: tuple[int, ...], read_at: tuple[int, ...] = ()
+) -> None:
+    """Raises ValueError for what a model cannot be steered or read with, before it runs.
+
+    That is a depth that it lacks, vectors of another width than its stream, and reading below the first steered depth,
+    where nothing changes.
+    """
+    for depth in (*depths, *read_at):
+        site(model, depth)
+    if depths and read_at and min(read_at) < min(depths):
+        raise ValueError(f"steering at depth {min(depths)} does not reach depth {min(read_at)}: read at or above it")
+    vectors = method.vectors if isinstance(method, Add | Ablate) else None
+    if vectors is not None and vectors.shape[1] != (width := model.cfg.d_model):
+        raise ValueError(f"vectors of {vectors.shape[1]} numbers do not fit {model.cfg.model_name}, d_model {width}")
 
 
 def entry_depth(model: TransformerBridge, steer: Steer | None) -> int:

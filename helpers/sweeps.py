@@ -4,6 +4,7 @@ A method has a name, a depth and one or more draws; its strength multiplies what
 same for every method: it is run once and stands under the method "none", without a depth.
 """
 
+import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,8 +20,8 @@ from helpers.cells import fingerprint, kept, surroundings
 from helpers.config import CFG
 from helpers.continuations import generated, log_probs, prompt_ids
 from helpers.passes import Batch
-from helpers.stats import bootstrap_picks, interval
-from helpers.steering import Method, Steer, Steered
+from helpers.stats import bootstrap_picks, finite, interval
+from helpers.steering import Method, Steer, Steered, check_fits
 from helpers.texts import distinct_ngrams, longest_loop, perplexity, word_kinds
 
 Methods = Mapping[int, Mapping[str, Method]]  # by depth, then by name
@@ -33,6 +34,10 @@ class Readers:
 
     names: Sequence[str]
     vectors: Mapping[int, Float[Tensor, "name d_model"]]  # by depth
+
+    def __post_init__(self) -> None:
+        for depth, vectors in self.vectors.items():
+            finite(vectors, f"the reading vectors at depth {depth}")
 
     def columns(self) -> list[str]:
         """What the table calls them: "afraid at 6" is the vector of afraid at depth 6."""
@@ -75,13 +80,16 @@ def sweep(
     rows without a strength are left out and further columns (a dose, for instance) are added to the runs. `onwards`
     steers at every depth from the given one on, as ablation is usually done. With `folder` the runs are kept there as
     they are done: a stopped sweep goes on where it was, and an identical one is read back. Raises ValueError for a
-    sweep without methods or strengths, and for two prompts of one name.
+    sweep without methods or strengths, for a strength that is not finite, for two prompts of one name, and for a run
+    that overflows, which it names; the runs before it are kept.
     """
     samples = list(writing.samples) if writing else [0]
     _check(prompts, methods, strengths, samples)
     here = _surroundings(model, prompts["text"].tolist()) if folder else ""
     unsteered: dict[int, Tensor] = {}  # log probabilities of the next token, by prompt
     cells = list(_cells(methods, strengths, len(prompts) * len(samples), model.cfg.n_layers if onwards else 0))
+    for cell in cells:
+        check_fits(model, cell.method, cell.depths, tuple(readers.vectors) if readers else ())
     total = sum(len(cell.strength) for cell in cells) * len(prompts) * len(samples)
     tables = []
     with progress(total, "run", "sweeping") as bar:
@@ -297,6 +305,9 @@ def _check(
 ) -> None:
     if not (methods and all(methods.values()) and len(strengths)):
         raise ValueError("a sweep needs at least one depth, a method at each, and one strength")
+    values = strengths["strength"].dropna() if isinstance(strengths, pd.DataFrame) else strengths
+    if odd := [value for value in values if not math.isfinite(value)]:
+        raise ValueError(f"a strength is {odd[0]}: give numbers, 0 for no steering")
     if prompts.empty or not samples:
         raise ValueError("a sweep needs at least one prompt and one sample of each")
     if any(not len(method) for here in methods.values() for method in here.values()):

@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from helpers.config import DATA
+from helpers.files import csv_rows
 
 
 def perplexity(scores: Float[Tensor, "token"]) -> float:
@@ -39,7 +40,7 @@ def longest_loop(ids: Sequence[int], period: int = 10) -> int:
 
 def judgement_words() -> dict[str, set[str]]:
     """Words of hedging, direct action and negation (data/lexicons/judgement_words.csv)."""
-    table = pd.read_csv(DATA / "lexicons" / "judgement_words.csv")
+    table = csv_rows(DATA / "lexicons" / "judgement_words.csv", ("word", "kind"))
     return {kind: set(words) for kind, words in table.groupby("kind")["word"]}
 
 

@@ -59,7 +59,7 @@ def drift(name: str, old: pd.DataFrame, new: pd.DataFrame) -> tuple[float, str]:
 def report(root: Path) -> pd.DataFrame:
     """One row per file: the largest change in units of what is allowed, where, and whether that is drift."""
     before = committed(root)
-    now = {path.name: path.read_bytes() for path in (root / FOLDER).glob("*.csv")}
+    now = {path.name: path.read_bytes() for path in (root / FOLDER).glob("[!.]*.csv")}
     rows = []
     for name in sorted(before | now):
         if name not in now:

@@ -120,7 +120,7 @@ def test_an_interrupted_record_leaves_the_old_file(tmp_path, monkeypatch, step):
     monkeypatch.setattr(*step, interrupted)
     with pytest.raises(KeyboardInterrupt):
         claims.record(tmp_path, "toy", "A-zero-overlap", "partly", 2.0)
-    assert [path.name for path in tmp_path.iterdir()] == ["claims.csv"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".claims.csv.lock", "claims.csv"]
     assert (tmp_path / "claims.csv").read_bytes() == before
 
 
