@@ -13,7 +13,7 @@ from textwrap import shorten
 
 import pandas as pd
 
-from helpers.config import DATA, FIGURES, ROOT
+from helpers.config import CFG, DATA, FIGURES, ROOT
 from helpers.files import replacing
 
 VERDICTS = ("holds", "partly", "does not hold", "not applicable", "not run")
@@ -87,7 +87,8 @@ def record(
         raise ValueError(f"{claim}: {value=}, {low=}, {high=} is not finite; leave it out and say why in the note")
     if (low is None) != (high is None) or (low is not None and low > high):
         raise ValueError(f"{claim}: an interval has two ends, low <= high, not {low=}, {high=}")
-    row = pd.DataFrame([[claim, model, value, low, high, verdict, " ".join(note.split())]], columns=RECORDED)
+    note = "; ".join(filter(None, (" ".join(note.split()), CFG.label)))
+    row = pd.DataFrame([[claim, model, value, low, high, verdict, note]], columns=RECORDED)
     row = row.astype(dict.fromkeys(NUMBERS, float))
     others = recorded(folder).query("claim != @claim")
     rows = pd.concat([others, row]).sort_values("claim") if len(others) else row

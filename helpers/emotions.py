@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from helpers.config import DATA
-from helpers.prompts import of_split
+from helpers.prompts import of_split, thinned_rows
 
 NEUTRAL = "neutral"
 
@@ -120,8 +120,10 @@ def stacked(
 
 
 def _situations(split: str | None) -> pd.DataFrame:
-    return of_split(pd.read_csv(DATA / "prompts" / "situations.csv"), split, "situations.csv")
+    table = thinned_rows(pd.read_csv(DATA / "prompts" / "situations.csv"), "topic", ["split"])
+    return of_split(table, split, "situations.csv")
 
 
 def _openings() -> pd.DataFrame:
-    return pd.read_csv(DATA / "prompts" / "story_openings.csv")
+    table = pd.read_csv(DATA / "prompts" / "story_openings.csv")
+    return table[table["topic"].isin(_situations("train")["topic"])]

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pandas as pd
 import torch
-from huggingface_hub import snapshot_download
+from huggingface_hub import constants, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from huggingface_hub.utils import HFValidationError
 from transformer_lens.model_bridge import TransformerBridge
@@ -25,7 +25,7 @@ from transformers.activations import NewGELUActivation
 from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging as transformers_logging
 
-from helpers.config import DATA
+from helpers.config import CFG, DATA
 
 DEFAULT = "bookworm"
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "tokenizer.model", "spiece.model", "vocab.txt")
@@ -41,10 +41,18 @@ class Source:
     revision: str | None = None
 
 
-@cache
 def known_models() -> pd.DataFrame:
-    """Known models by name: hub id, aliases, pinned revision, family, licence (data/models.csv)."""
-    return pd.read_csv(DATA / "models.csv", keep_default_na=False).set_index("name")
+    """Known models by name: hub id, aliases, pinned revision, family, licence (data/models.csv).
+
+    A models.csv in the Hugging Face cache itself comes first: a rehearsal's says under which name its weights go.
+    """
+    own = Path(constants.HF_HUB_CACHE) / "models.csv"
+    return _models_of(own if own.is_file() else DATA / "models.csv")
+
+
+@cache
+def _models_of(path: Path) -> pd.DataFrame:
+    return pd.read_csv(path, keep_default_na=False).set_index("name")
 
 
 def source(name: str | None = None) -> Source:
@@ -140,7 +148,7 @@ def description(model: TransformerBridge) -> str:
     return (
         f"Model: {cfg.model_name} ({cfg.architecture}, {cfg.n_layers} blocks, d_model {cfg.d_model}, context "
         f"{cfg.n_ctx}, {cfg.n_params / 1e6:,.1f} M parameters), {stream} residual stream, "
-        f"{str(cfg.dtype).removeprefix('torch.')} on {cfg.device}"
+        f"{str(cfg.dtype).removeprefix('torch.')} on {cfg.device}{CFG.label and f', {CFG.label}'}"
     )
 
 

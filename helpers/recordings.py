@@ -17,6 +17,7 @@ from transformers import DynamicCache
 
 from helpers import scenarios
 from helpers.activations import checked_site, progress, site
+from helpers.prompts import vocabulary
 from helpers.readouts import Background
 from helpers.scenarios import Conversation, Scenario, calibration, check_fits, turn_ids
 
@@ -124,7 +125,7 @@ def _written(
     """Writes a turn until a new line, the end of text, or so many tokens; the text."""
     written: list[int] = []
     for _ in range(most):
-        chance = logits.float().softmax(-1).cpu()
+        chance = logits[: vocabulary(model)].float().softmax(-1).cpu()
         if chance.isnan().any():
             break  # `_recording` says which activation it was
         id_ = int(chance.argmax()) if noise is None else int(torch.multinomial(chance, 1, generator=noise))
