@@ -59,6 +59,8 @@ def built(hub: Path, size: Size) -> Path:
     finish(repository, KNOWN.sae_revision, main=KNOWN.sae_revision)
     renamed = MODELS.rename(index={NAMED: NAME})
     renamed.loc[NAME, ["aliases", "neuronpedia"]] = f"{KNOWN.aliases} {NAMED}", ""
+    if size != Size():
+        renamed.loc[NAME, "sae_release"] = f"{NAME}-saes"  # the published ids are none of theirs
     renamed.to_csv(part / "models.csv")
     return part.rename(hub)
 
