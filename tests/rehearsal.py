@@ -30,7 +30,7 @@ NAMED, NAME = "gpt2-small", "gpt2-small-rehearsal"
 KNOWN = MODELS.loc[NAMED]
 CONFIG, WEIGHTS = "cfg.json", "sae_weights.safetensors"
 TEXT = "The dog ran after me down the lane."
-CONTEXT = 1024
+CONTEXT, SPREAD = 1024, 2.0  # SD of the logits: as first drawn they hardly differ, and no steering would move them
 ON_HUB = [".gitattributes", "README.md", "pytorch_model.bin", "onnx/config.json"]  # listed, but never fetched
 BOOKWORM = (DATA / "bookworm" / "tokenizer.json").read_text()
 
@@ -145,6 +145,7 @@ def save_gpt2(repository: Path, size: Size) -> Tensor:
     with torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(0)
         model = GPT2LMHeadModel(GPT2Config.from_dict(config)).eval()
+        model.transformer.ln_f.weight.fill_(SPREAD / (0.02 * size.d_model**0.5))
         model.transformer.wpe.weight.add_(0.3 * torch.randn(CONTEXT, 1))  # a mean over d_model, to be centred away
         logits = model(torch.tensor([[0, *Tokenizer.from_str(BOOKWORM).encode(TEXT).ids]])).logits
     masks = {f"h.{block}.attn.bias": torch.ones(1, 1, CONTEXT, CONTEXT).tril() for block in range(size.blocks)}

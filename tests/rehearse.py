@@ -20,7 +20,6 @@ import run
 from matplotlib.figure import Figure
 
 from helpers.config import FIGURES, ROOT
-from helpers.plots import style, written
 
 HUB = ROOT / ".rehearsal" / "hub"
 NAMED, NAME = "gpt2-small", "gpt2-small-rehearsal"
@@ -40,7 +39,10 @@ class Cost:
 
 
 def cost(command: Sequence[str], environment: Mapping[str, str]) -> Cost:
-    """Runs a command to its end and says what it took."""
+    """Runs a command to its end and says what it took.
+
+    A new process counts as no smaller than the one that starts it, so this module imports PyTorch only after the runs.
+    """
     began = time.monotonic()
     process = subprocess.Popen(command, env=environment)
     _, status, usage = os.wait4(process.pid, 0)
@@ -69,7 +71,6 @@ def costs(numbers: Sequence[str], environment: Mapping[str, str]) -> pd.DataFram
 
 def chart(table: pd.DataFrame) -> Figure:
     """Minutes and peak memory of every notebook."""
-    style()
     figure, axes = plt.subplots(1, 2, figsize=(10, 0.45 * len(table) + 1.5), sharey=True)
     axes[0].barh(table["notebook"], table["minutes"], color="0.45")
     axes[0].set(xlabel="minutes", title=f"Random weights of GPT-2 small's size, {table['grid'].iloc[0]} grid")
@@ -105,6 +106,9 @@ def main(arguments: Sequence[str] | None = None, hub: Path = HUB, figures: Path 
     if cost(builder, environment).failed:
         return 1
     table = costs(asked.only, environment)
+    from helpers.plots import style, written
+
+    style()
     written(chart(table), table, figures / NAME / "rehearsal", NAME)
     print(f"\n{told(table)}")
     return int(table["failed"].any() or table["peak_gb"].max() >= MOST_GB)
