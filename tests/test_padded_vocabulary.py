@@ -8,7 +8,7 @@ import torch
 from conftest import FAMILIES
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from helpers import continuations, directions, output_features, recordings, scenarios, scripts, turns
+from helpers import continuations, directions, output_features, recordings, scenarios, turns
 from helpers.config import DATA
 from helpers.models import load_model
 from helpers.prompts import vocabulary
@@ -65,7 +65,3 @@ def test_a_conversation_holds_tokens_of_the_tokenizer_alone(padded, seed):
     assert each.ids.max() < vocabulary(padded)
     seen = turns.lens(padded, each, top=3)
     assert (seen["token"] != "").all()
-
-
-def test_scripts_are_looked_for_among_the_tokenizers_tokens(padded):
-    assert scripts.tokens_of_script(padded, "LATIN").max() < vocabulary(padded)
