@@ -25,7 +25,7 @@ help:  ## what there is
 setup: $(READY)  ## .venv with every package of requirements.lock (1-3 minutes, once)
 
 reproduce: $(READY)  ## run every notebook on MODEL; bookworm's replace the committed ones
-	@$(PY) notebooks/run.py && $(PY) -m helpers.claims
+	@$(PY) notebooks/run.py && GRID= $(PY) -m helpers.claims
 
 rehearse: $(READY)  ## run every notebook offline on random weights of GPT-2 small's size: time, memory, no results
 	@PYTHONPATH=notebooks $(PY) tests/rehearse.py

@@ -8,7 +8,6 @@ from typing import TypeVar
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA = ROOT / "data"
-FIGURES = Path(os.environ.get("FIGURES") or ROOT / "figures")
 Value = TypeVar("Value")
 
 
@@ -43,6 +42,8 @@ def grid(name: str | None = None) -> Config:
 
 
 CFG = grid()
+# What a reduced grid yields never takes the place of the rest.
+FIGURES = Path(os.environ.get("FIGURES") or ROOT / "figures" / CFG.label.replace(" ", "-"))
 
 
 def thinned(values: Sequence[Value], keep: Collection[Value] = ()) -> list[Value]:

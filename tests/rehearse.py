@@ -19,7 +19,7 @@ import pandas as pd
 import run
 from matplotlib.figure import Figure
 
-from helpers.config import FIGURES, ROOT
+from helpers.config import ROOT
 
 HUB = ROOT / ".rehearsal" / "hub"
 NAMED, NAME = "gpt2-small", "gpt2-small-rehearsal"
@@ -93,7 +93,7 @@ def told(table: pd.DataFrame) -> str:
     )
 
 
-def main(arguments: Sequence[str] | None = None, hub: Path = HUB, figures: Path = FIGURES) -> int:
+def main(arguments: Sequence[str] | None = None, hub: Path = HUB, figures: Path = ROOT / "figures") -> int:
     """Exit status: 0, or 1 where a notebook failed or needed more than MOST_GB."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", nargs="+", metavar="NN", default=[], help="beginnings of names, e.g. 01 04")
