@@ -63,7 +63,7 @@ def test_the_report_says_how_long_and_in_how_much_memory(done):
     assert (table["cpu_minutes"] > 0.05).all() and (table["full_cpu_minutes"] >= table["cpu_minutes"]).all()
     assert set(table["grid"]) == {"reduced"}
     assert (done / "figures" / NAME / "rehearsal.png").is_file()
-    for part in ("reduced grid:", "peak memory", "Full grid: about"):
+    for part in ("reduced grid:", "peak memory", "Full grid: at most about"):
         assert part in rehearse.told(table)
 
 
