@@ -5,7 +5,7 @@ one pass per token. Hooks are entered once per recording.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import pandas as pd
@@ -84,9 +84,9 @@ def neutral_talk(model: TransformerBridge, most: int = 1024) -> list[Recording]:
     """Neutral talk at every position of the context, for `background`.
 
     The calibration half of the scenario `neutral` (its 1st, 3rd, ... conversation), set one behind the other until the
-    context (or `most` tokens) is full; every one of them comes first once.
+    context (or `most` tokens) is full; every one of them comes first once. Without what the stream is after attention.
     """
-    return recorded(model, scenarios.chained(model, calibration(), most))
+    return recorded(model, replace(scenarios.chained(model, calibration(), most), streams=scenarios.STREAMS[:1]))
 
 
 def background(talk: Sequence[Recording], position: TurnPosition | Literal["token"]) -> Background:
