@@ -2,7 +2,7 @@
 
 SHELL := bash
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce test bench lab readme drift lint clean
+.PHONY: help setup reproduce rehearse test bench lab readme drift lint clean
 
 MODEL ?= bookworm
 export MODEL  # reaches Python as it was typed, spaces included: no shell splits it
@@ -17,6 +17,7 @@ FITS := import sys, ensurepip; sys.exit(sys.version_info[:2] != (3, 11))
 help:  ## what there is
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
 	@echo
+	@echo "  GRID=      full (default; rehearse: reduced), or reduced: fewer prompts, strengths and draws, and it says so"
 	@echo "  MODEL=     bookworm (default), gpt2-small, organisation/model of the hub, or a local folder"
 	@echo "  PIP_ARGS=  passed to pip install, e.g. an index that has torch for CPUs only"
 	@echo "  PYTHON=    the Python 3.11 that makes .venv, where it is not on the path"
@@ -24,7 +25,10 @@ help:  ## what there is
 setup: $(READY)  ## .venv with every package of requirements.lock (1-3 minutes, once)
 
 reproduce: $(READY)  ## run every notebook on MODEL; bookworm's replace the committed ones
-	@$(PY) notebooks/run.py && $(PY) -m helpers.claims
+	@$(PY) notebooks/run.py && GRID= $(PY) -m helpers.claims
+
+rehearse: $(READY)  ## run every notebook offline on random weights of GPT-2 small's size: time, memory, no results
+	@PYTHONPATH=notebooks $(PY) tests/rehearse.py
 
 test: $(READY)  ## run the tests
 	@$(PY) -m pytest
@@ -47,7 +51,7 @@ lint: $(READY)  ## check style and likely errors
 	@$(PY) -m ruff format --check
 
 clean:  ## remove .venv and caches; figures stay
-	rm -rf $(VENV) *.egg-info build dist .pytest_cache .ruff_cache .hypothesis .benchmarks .ci/*.log
+	rm -rf $(VENV) .rehearsal *.egg-info build dist .pytest_cache .ruff_cache .hypothesis .benchmarks .ci/*.log
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
 # Made anew when the lock or the direct dependencies change. The lock is installed first and alone decides every version.

@@ -13,7 +13,7 @@ from textwrap import shorten
 
 import pandas as pd
 
-from helpers.config import DATA, FIGURES, ROOT
+from helpers.config import CFG, DATA, FIGURES, ROOT
 from helpers.files import alone, replacing
 
 VERDICTS = ("holds", "partly", "does not hold", "not applicable", "not run")
@@ -90,7 +90,8 @@ def record(
         raise ValueError(f"{claim}: {value=}, {low=}, {high=} is not finite; leave it out and say why in the note")
     if (low is None) != (high is None) or (low is not None and low > high):
         raise ValueError(f"{claim}: an interval has two ends, low <= high, not {low=}, {high=}")
-    row = pd.DataFrame([[claim, model, value, low, high, verdict, " ".join(note.split())]], columns=RECORDED)
+    note = "; ".join(filter(None, (" ".join(note.split()), CFG.label)))
+    row = pd.DataFrame([[claim, model, value, low, high, verdict, note]], columns=RECORDED)
     row = row.astype(dict.fromkeys(NUMBERS, float))
     path = Path(folder) / "claims.csv"
     with alone(path):  # two notebooks may record at the same time

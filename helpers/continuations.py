@@ -13,7 +13,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from helpers.activations import batches, progress, tokens_at_once
 from helpers.passes import Batch, forward, left_padded, pointed, prefilled
-from helpers.prompts import check_whole, tokens
+from helpers.prompts import check_whole, tokens, vocabulary
 from helpers.steering import Steer, Steering, added, steered
 
 Watch = Callable[[Int[Tensor, "row"], Batch, Tensor, dict[int, Tensor]], None]
@@ -195,7 +195,7 @@ def _decoded(
         else:
             steering.start = end - 1
             logits = forward(model, so_far, end - 1, end, cache).logits
-        logits = logits[:, -1].float()
+        logits = logits[:, -1, : vocabulary(model)].float()
         if end - width < min_tokens and model.tokenizer.eos_token_id < logits.shape[-1]:
             logits[:, model.tokenizer.eos_token_id] = -torch.inf
         if generators:

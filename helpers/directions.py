@@ -9,6 +9,7 @@ from sklearn.linear_model import LogisticRegression
 from torch import Generator, Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
+from helpers.prompts import vocabulary
 from helpers.stats import finite
 
 
@@ -123,10 +124,13 @@ def logit_lens(
 
 @torch.no_grad()
 def lens(model: TransformerBridge, vectors: Float[Tensor, "vector d_model"]) -> Float[Tensor, "vector vocab"]:
-    """The logits of each vector under the final norm and unembedding, minus what the norm adds to a zero vector."""
+    """The logits of each vector under the final norm and unembedding, minus what the norm adds to a zero vector.
+
+    Those of the tokens that the tokenizer has (`prompts.vocabulary`).
+    """
     rows = finite(vectors, "the vectors to unembed").to(next(model.original_model.parameters()))
     through = model.unembed(model.ln_final(torch.cat([rows, torch.zeros_like(rows[:1])])[None]))[0].float()
-    return (through[:-1] - through[-1]).cpu()
+    return (through[:-1] - through[-1])[:, : vocabulary(model)].cpu()
 
 
 def logits(

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from helpers.config import DATA
 from helpers.files import csv_rows
-from helpers.prompts import of_split
+from helpers.prompts import of_split, thinned_rows
 
 NEUTRAL = "neutral"
 
@@ -122,9 +122,10 @@ def stacked(
 
 
 def _situations(split: str | None) -> pd.DataFrame:
-    columns = ("topic", "split", "emotion", "text")
-    return of_split(csv_rows(DATA / "prompts" / "situations.csv", columns), split, "situations.csv")
+    table = csv_rows(DATA / "prompts" / "situations.csv", ("topic", "split", "emotion", "text"))
+    return of_split(thinned_rows(table, "topic", ["split"]), split, "situations.csv")
 
 
 def _openings() -> pd.DataFrame:
-    return csv_rows(DATA / "prompts" / "story_openings.csv", ("topic", "emotional", "neutral"))
+    table = csv_rows(DATA / "prompts" / "story_openings.csv", ("topic", "emotional", "neutral"))
+    return table[table["topic"].isin(_situations("train")["topic"])]

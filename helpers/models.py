@@ -28,7 +28,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging as transformers_logging
 
-from helpers.config import DATA
+from helpers.config import CFG, DATA
 
 DEFAULT = "bookworm"
 PATIENCE = 10.0  # seconds that the hub has to answer
@@ -46,14 +46,18 @@ class Source:
     revision: str | None = None
 
 
-@cache
-def _known_models() -> pd.DataFrame:
-    return pd.read_csv(DATA / "models.csv", keep_default_na=False).set_index("name")
-
-
 def known_models() -> pd.DataFrame:
-    """Known models by name: hub id, aliases, pinned revision, family, licence (data/models.csv)."""
-    return _known_models().copy()
+    """Known models by name: hub id, aliases, pinned revision, family, licence (data/models.csv).
+
+    A models.csv in the Hugging Face cache itself comes first: a rehearsal's says under which name its weights go.
+    """
+    own = Path(constants.HF_HUB_CACHE) / "models.csv"
+    return _models_of(own if own.is_file() else DATA / "models.csv")
+
+
+@cache
+def _models_of(path: Path) -> pd.DataFrame:
+    return pd.read_csv(path, keep_default_na=False).set_index("name")
 
 
 def source(name: str | None = None) -> Source:
@@ -149,7 +153,7 @@ def description(model: TransformerBridge) -> str:
     return (
         f"Model: {cfg.model_name} ({cfg.architecture}, {cfg.n_layers} blocks, d_model {cfg.d_model}, context "
         f"{cfg.n_ctx}, {cfg.n_params / 1e6:,.1f} M parameters), {stream} residual stream, "
-        f"{str(cfg.dtype).removeprefix('torch.')} on {cfg.device}"
+        f"{str(cfg.dtype).removeprefix('torch.')} on {cfg.device}{CFG.label and f', {CFG.label}'}"
     )
 
 

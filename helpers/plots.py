@@ -16,7 +16,7 @@ from matplotlib.colors import TwoSlopeNorm
 from matplotlib.figure import Figure
 from pandas.io.formats.style import Styler
 
-from helpers.config import FIGURES
+from helpers.config import CFG, FIGURES
 from helpers.files import replacing
 from helpers.stats import from_cohens_d
 
@@ -61,7 +61,8 @@ def save(figure: Figure, table: pd.DataFrame, name: str, model: str) -> Figure:
 
 def written(figure: Figure, table: pd.DataFrame, stem: Path, model: str) -> None:
     """Mark the figure with the model's name and write it to `stem`.png and its numbers to `stem`.csv."""
-    figure.text(1, 0, f"model: {model}", ha="right", va="top", fontsize=8, color="0.4", in_layout=True)
+    mark = ", ".join(filter(None, (f"model: {model}", CFG.label)))
+    figure.text(1, 0, mark, ha="right", va="top", fontsize=8, color="0.4", in_layout=True)
     with replacing(stem.with_suffix(".png")) as file, replacing(stem.with_suffix(".csv")) as numbers:
         figure.savefig(file)
         table.assign(model=model).to_csv(numbers, index=False, float_format="%.5g")

@@ -15,7 +15,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from helpers.config import DATA
+from helpers.config import DATA, thinned
 from helpers.files import csv_rows, needs_columns
 
 SIDES = ("emotional", "neutral")
@@ -103,6 +103,14 @@ def first_token(model: TransformerBridge) -> int:
     raise ValueError(f"the tokenizer of {model.cfg.model_name} has neither BOS nor EOS to put at position 0")
 
 
+def vocabulary(model: TransformerBridge) -> int:
+    """How many ids stand for a token, the first so many: a model's own vocabulary is often padded beyond them.
+
+    What comes after them has a row in the unembedding, and so a logit, but no text.
+    """
+    return min(len(model.tokenizer), model.cfg.d_vocab)
+
+
 def word_positions(model: TransformerBridge, texts: Sequence[str], words: Sequence[str]) -> Int[Tensor, "prompt"]:
     """The position (BOS counted) of the last token of each text's word, found by character offsets.
 
@@ -127,6 +135,7 @@ def key_words(kind: str | None = None, split: str | None = None, emotion: str | 
     One row each: id, emotion, kind, split, word, sentence. Raises ValueError for a kind, split or emotion without rows.
     """
     table = csv_rows(DATA / "prompts" / "key_words.csv", ("id", "emotion", "kind", "split", "sentence"))
+    table = thinned_rows(table, "id", ["emotion", "kind", "split"])
     for column, wanted in (("kind", kind), ("split", split), ("emotion", emotion)):
         if wanted is not None and wanted not in set(table[column]):
             raise ValueError(f"key_words.csv has no {column} {wanted!r}, only {', '.join(sorted(set(table[column])))}")
@@ -136,7 +145,7 @@ def key_words(kind: str | None = None, split: str | None = None, emotion: str | 
 
 def passages() -> list[str]:
     """Passages of public-domain fiction, held out when bookworm's SAEs were trained (data/passages.csv)."""
-    return csv_rows(DATA / "passages.csv", ("passage", "text"))["text"].tolist()
+    return thinned(csv_rows(DATA / "passages.csv", ("passage", "text"))["text"].tolist())
 
 
 def token_strings(model: TransformerBridge, text: str) -> list[str]:
@@ -175,7 +184,9 @@ def pairs(path: Path | str = "fear_calm", split: str | None = None) -> pd.DataFr
     repeated pair or text, and an unknown split, naming the row; cells of further columns come as text too.
     """
     path = DATA / "prompts" / f"{path}.csv" if isinstance(path, str) and not path.endswith(".csv") else Path(path)
-    return of_split(checked_pairs(csv_rows(path, PAIR_COLUMNS), path.name), split, path.name)
+    table = checked_pairs(csv_rows(path, PAIR_COLUMNS), path.name)
+    by = [column for column in ("split", "confound") if column in table]
+    return of_split(thinned_rows(table, "pair", by), split, path.name)
 
 
 def checked_pairs(table: pd.DataFrame, name: str = "the table of pairs") -> pd.DataFrame:
@@ -201,7 +212,8 @@ def dilemmas(split: str | None = None) -> pd.DataFrame:
     Adds `text` (scene, choice, stem), `paraphrased` (the scene in other words), `swapped` (the two options named in
     the other order), and the same without the scene: `no_scene`, `no_scene_swapped`.
     """
-    table = of_split(csv_rows(DATA / "prompts" / "moral.csv", DILEMMA_COLUMNS), split, "moral.csv")
+    table = thinned_rows(csv_rows(DATA / "prompts" / "moral.csv", DILEMMA_COLUMNS), "prompt", ["split"])
+    table = of_split(table, split, "moral.csv")
     return table.assign(
         text=table.scene + " " + table.choice + " " + table.stem,
         paraphrased=table.paraphrase + " " + table.choice + " " + table.stem,
@@ -217,6 +229,7 @@ def beginnings(kind: str, split: str | None = None) -> pd.DataFrame:
     `kind` is story or today. Raises ValueError for another, and for a split that the kind does not have.
     """
     table = csv_rows(DATA / "prompts" / "beginnings.csv", ("prompt", "split", "kind", "text"))
+    table = thinned_rows(table, "prompt", ["kind", "split"])
     if kind not in set(table["kind"]):
         raise ValueError(f"beginnings.csv has no kind {kind!r}, only {', '.join(sorted(set(table['kind'])))}")
     return of_split(table[table["kind"] == kind].reset_index(drop=True), split, f"beginnings.csv ({kind})")
@@ -224,12 +237,22 @@ def beginnings(kind: str, split: str | None = None) -> pd.DataFrame:
 
 def neutral_texts() -> list[str]:
     """The fixed neutral texts (data/prompts/neutral.csv) on which residual norms and doses are measured."""
-    return csv_rows(DATA / "prompts" / "neutral.csv", ("text_id", "topic", "text"))["text"].tolist()
+    return thinned(csv_rows(DATA / "prompts" / "neutral.csv", ("text_id", "topic", "text"))["text"].tolist())
 
 
 def sides(table: pd.DataFrame) -> list[str]:
     """All emotional texts of a table of pairs, then all neutral ones in the same order."""
     return [text for side in SIDES for text in table[side]]
+
+
+def thinned_rows(table: pd.DataFrame, unit: str, by: Sequence[str]) -> pd.DataFrame:
+    """The rows of the units that `config.thinned` leaves in each group, all of them on the full grid.
+
+    A unit is what stays whole: a pair, or a topic with all its texts.
+    """
+    units = table[[*by, unit]].drop_duplicates().groupby(list(by), sort=False, dropna=False)[unit]
+    kept = {value for _, group in units for value in thinned(group.tolist())}
+    return table[table[unit].isin(kept)].reset_index(drop=True)
 
 
 def of_split(table: pd.DataFrame, split: str | None, name: str) -> pd.DataFrame:

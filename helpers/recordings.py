@@ -5,7 +5,7 @@ one pass per token. Hooks are entered once per recording.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import pandas as pd
@@ -17,7 +17,7 @@ from transformers import DynamicCache
 
 from helpers import scenarios
 from helpers.activations import checked_site, progress, site
-from helpers.prompts import readable
+from helpers.prompts import readable, vocabulary
 from helpers.readouts import Background
 from helpers.scenarios import Conversation, Scenario, calibration, check_fits, turn_ids
 
@@ -84,9 +84,9 @@ def neutral_talk(model: TransformerBridge, most: int = 1024) -> list[Recording]:
     """Neutral talk at every position of the context, for `background`.
 
     The calibration half of the scenario `neutral` (its 1st, 3rd, ... conversation), set one behind the other until the
-    context (or `most` tokens) is full; every one of them comes first once.
+    context (or `most` tokens) is full; every one of them comes first once. Without what the stream is after attention.
     """
-    return recorded(model, scenarios.chained(model, calibration(), most))
+    return recorded(model, replace(scenarios.chained(model, calibration(), most), streams=scenarios.STREAMS[:1]))
 
 
 def background(talk: Sequence[Recording], position: TurnPosition | Literal["token"]) -> Background:
@@ -125,7 +125,7 @@ def _written(
     """Writes a turn until a new line, the end of text, or so many tokens; the text."""
     written: list[int] = []
     for _ in range(most):
-        chance = logits.float().softmax(-1).cpu()
+        chance = logits[: vocabulary(model)].float().softmax(-1).cpu()
         if chance.isnan().any():
             break  # `_recording` says which activation it was
         id_ = int(chance.argmax()) if noise is None else int(torch.multinomial(chance, 1, generator=noise))

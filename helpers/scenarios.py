@@ -15,7 +15,7 @@ import yaml
 from transformer_lens.model_bridge import TransformerBridge
 
 from helpers import emotions, nodes
-from helpers.config import DATA
+from helpers.config import DATA, thinned
 from helpers.prompts import check_whole, first_token
 
 Positions = Literal["every token", "end of turn"]
@@ -87,8 +87,9 @@ def load(path: Path | str) -> Scenario:
 
 
 def shipped() -> list[Scenario]:
-    """The scenarios of data/scenarios by name."""
-    return [load(path) for path in _shipped_files()]
+    """The scenarios of data/scenarios by name; on a reduced grid with fewer conversations, at least three."""
+    found = (load(path) for path in _shipped_files())
+    return [replace(each, conversations=tuple(thinned(each.conversations))) for each in found]
 
 
 def turn_ids(model: TransformerBridge, scenario: Scenario, conversation: Conversation) -> list[list[int]]:

@@ -12,6 +12,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from helpers.config import CFG
 from helpers.continuations import log_probs
 from helpers.passes import Batch
+from helpers.prompts import vocabulary
 from helpers.steering import Method, Steer
 from helpers.sweeps import over_prompts
 
@@ -20,9 +21,9 @@ SCRIPTS = {"zh": "CJK", "ru": "CYRILLIC"}  # by language, as Unicode names of le
 
 def tokens_of_script(model: TransformerBridge, script: str) -> Int[Tensor, "id"]:
     """The ids of all tokens whose letters are of this script, which Unicode names begin with: CJK, CYRILLIC, LATIN."""
-    vocabulary = model.tokenizer.batch_decode([[id_] for id_ in range(min(len(model.tokenizer), model.cfg.d_vocab))])
+    texts = model.tokenizer.batch_decode([[id_] for id_ in range(vocabulary(model))])
     special = set(model.tokenizer.all_special_ids)
-    found = [i for i, text in enumerate(vocabulary) if i not in special and _is_of(text, script)]
+    found = [i for i, text in enumerate(texts) if i not in special and _is_of(text, script)]
     return torch.tensor(found, dtype=torch.long)
 
 

@@ -162,10 +162,13 @@ def among(model: TransformerBridge, table: pd.DataFrame) -> pd.DataFrame:
 def like_frequency(
     frequency: Float[Tensor, "d_sae"], feature: int, count: int, without: Sequence[int] = ()
 ) -> list[int]:
-    """The `count` other features whose firing frequency is nearest on a log scale; those that never fire left out."""
-    log = frequency.log()
+    """The `count` other features whose firing frequency is nearest on a log scale; those that never fire left out.
+
+    For a feature that never fires itself, the rarest of those that do.
+    """
+    log = frequency.clamp(min=1e-12).log()
     distance = (log - log[feature]).abs()
-    distance[~distance.isfinite()] = torch.inf
+    distance[frequency == 0] = torch.inf
     distance[[feature, *without]] = torch.inf
     order = distance.argsort(stable=True)[:count]
     return order[distance[order].isfinite()].tolist()

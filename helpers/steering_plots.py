@@ -44,9 +44,11 @@ def phase_map(table: pd.DataFrame, xlabel: str) -> Figure:
 def at_equal_dose(table: pd.DataFrame, xlabel: str) -> Figure:
     """A measure over dose, one panel per `measure`; random directions are bands, methods lines with their intervals.
 
-    Columns measure, method, dose, value, low, high; methods whose names begin with "random" are drawn in grey.
+    Columns measure, method, dose, value, low, high; methods whose names begin with "random" are drawn in grey. Where
+    no method reached a dose, a panel without lines says so.
     """
     measures, names = list(table["measure"].unique()), list(table["method"].unique())
+    measures = measures or ["no method reached any dose"]
     methods = [name for name in names if not name.startswith("random")]
     figure, axes = plt.subplots(1, len(measures), figsize=(4.8 * len(measures), 4.2), squeeze=False)
     for ax, measure in zip(axes[0], measures):
@@ -64,7 +66,8 @@ def at_equal_dose(table: pd.DataFrame, xlabel: str) -> Figure:
         ax.axhline(0, color="black", lw=0.8, ls="--")
         ax.set(xscale="log", xlabel=xlabel, title=measure)
         ax.title.set_fontsize(10)
-    axes[0, -1].legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
+    if names:
+        axes[0, -1].legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
     figure.tight_layout()
     return figure
 

@@ -14,6 +14,7 @@ from helpers.activations import Position, residuals
 from helpers.decoding import chosen
 from helpers.directions import logits
 from helpers.emotions import situations, stacked
+from helpers.prompts import vocabulary
 from helpers.readouts import Background, References
 from helpers.recordings import Recording, TurnPosition
 from helpers.scenarios import Scenario
@@ -119,7 +120,7 @@ def lens(model: TransformerBridge, recording: Recording, top: int = 1) -> pd.Dat
     ends, turns = recording.at_turns("end of turn"), recording.turns
     rows = []
     for depth in range(ends.shape[1]):
-        chances = logits(model, ends[:, depth]).softmax(-1).topk(top)
+        chances = logits(model, ends[:, depth]).softmax(-1)[:, : vocabulary(model)].topk(top)
         for turn, speaker, values, ids in zip(turns["turn"], turns["speaker"], chances.values, chances.indices):
             words = [model.tokenizer.decode([id_]) for id_ in ids.tolist()]
             rows += [(turn, speaker, depth, rank, *pair) for rank, pair in enumerate(zip(words, values.tolist()), 1)]

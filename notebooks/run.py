@@ -1,8 +1,9 @@
 """Run the notebooks in order, each from top to bottom in a fresh kernel: `python notebooks/run.py [--only 01 04]`.
 
 The model comes from the environment variable MODEL. On bookworm an executed notebook takes the place of the committed
-one; on any other model it goes to figures/<model>/. What differs from run to run is dropped, so that a changed file
-means a changed result. The first failing cell ends the run, and its notebook stays as it was.
+one; on any other model it goes to figures/<model>/, on a reduced grid always to figures/reduced-grid/<model>/. What
+differs from run to run is dropped, so that a changed file means a changed result. The first failing cell ends the run,
+and its notebook stays as it was.
 """
 
 import argparse
@@ -22,7 +23,7 @@ from nbformat import NotebookNode
 from nbstripout import strip_output
 from tqdm import tqdm
 
-from helpers.config import FIGURES
+from helpers.config import CFG, FIGURES
 from helpers.files import replacing
 
 NOTEBOOKS = Path(__file__).resolve().parent
@@ -70,12 +71,13 @@ def model_name(environ: dict[str, str]) -> str:
 
 def output_folder(model: str, notebooks: Path = NOTEBOOKS, figures: Path = FIGURES) -> Path:
     """Where the executed notebooks of `model` go. Raises what helpers.models raises for an unknown name."""
-    if model == DEFAULT:
+    committed = not CFG.label
+    if model == DEFAULT and committed:
         return notebooks
     from helpers.models import slug  # here, since it takes seconds to import
 
     folder = slug(model)
-    return notebooks if folder == DEFAULT else figures / folder
+    return notebooks if folder == DEFAULT and committed else figures / folder
 
 
 def normalised(notebook: NotebookNode) -> NotebookNode:

@@ -29,18 +29,6 @@ NOT_A_RESULT = {"0.05", "0.1", "0.5", "50 %", "95 %"}
 NUMBER = re.compile(r"(?<![\w.])(?:\d+(?:\.\d+)? ?%|\d*\.\d+)(?![\w])")
 MACHINE_PATH = re.compile(r"(?<![\w.:/])(?:/(?:home|root|Users|work|tmp|mnt|opt|var|content)/|[A-Z]:\\)")
 
-# Runs before a kernel's first cell: figures go elsewhere; few draws and dilemmas are enough to see whether it runs.
-STARTUP = """
-from pathlib import Path
-from helpers import config
-config.FIGURES = Path({figures!r})
-config.CFG = config.Config(bootstrap_draws=20, permutation_draws=20, random_directions=5)
-from helpers import prompts
-every_dilemma, every_passage = prompts.dilemmas, prompts.passages
-prompts.passages = lambda: every_passage()[:8]
-prompts.dilemmas = lambda split=None: every_dilemma(split).groupby("split").head(3).reset_index(drop=True)
-"""
-
 
 @pytest.fixture(params=NOTEBOOKS, ids=lambda path: path.stem)
 def path(request: pytest.FixtureRequest) -> Path:
@@ -189,10 +177,8 @@ def random_run(
         folder = _longer(model_folder(family), tmp_path / f"random-{family}")
         if with_saes:
             _random_saes(folder)
-        startup = tmp_path / "ipython" / "profile_default" / "startup" / "00_test.py"
-        startup.parent.mkdir(parents=True)
-        startup.write_text(STARTUP.format(figures=str(tmp_path / "figures")))
-        monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
+        monkeypatch.setenv("FIGURES", str(tmp_path / "figures"))
+        monkeypatch.setenv("GRID", "reduced")
         monkeypatch.setenv("MODEL", str(folder))
         monkeypatch.setenv("OMP_NUM_THREADS", "1")
         figures = tmp_path / "figures" / f"local--random-{family}"

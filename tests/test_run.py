@@ -12,6 +12,8 @@ import pytest
 import run
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
+from helpers.config import ROOT
+
 GOOD = [
     "import os, sys\nprint(os.environ['MODEL'], os.path.basename(os.getcwd()))",
     "print('noise', file=sys.stderr)\n6 * 7",
@@ -182,3 +184,14 @@ def _notebook(path: Path, sources: list[str]) -> Path:
     code = [new_code_cell(source, execution_count=9, outputs=stale) for source in sources]
     nbformat.write(new_notebook(cells=[new_markdown_cell("# A title"), *code]), path)
     return path
+
+
+@pytest.mark.parametrize(
+    ("grid", "folders"),
+    [("", ["notebooks", "figures"]), ("reduced", ["figures/reduced-grid/bookworm", "figures/reduced-grid"])],
+)
+def test_a_reduced_grid_replaces_nothing_that_is_committed(grid: str, folders: list[str]):
+    asked = "import run; from helpers.config import FIGURES; print(run.output_folder('bookworm'), FIGURES, sep='\\n')"
+    here = {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "notebooks")]), "GRID": grid}
+    said = subprocess.run([sys.executable, "-c", asked], env=here, capture_output=True, text=True, check=True)
+    assert said.stdout.splitlines() == [str(ROOT / folder) for folder in folders]

@@ -177,7 +177,11 @@ def test_like_frequency_is_nearest_on_a_log_scale():
 def test_like_frequency_leaves_out_the_feature_itself_and_those_that_never_fire():
     frequency = torch.tensor([0.1, 0, 0.2, 0, 0.4])
     assert like_frequency(frequency, 0, 9) == [2, 4]
-    assert like_frequency(frequency, 1, 9) == []
+    assert like_frequency(frequency * 0, 0, 9) == []
+
+
+def test_like_the_frequency_of_a_feature_that_never_fires_are_the_rarest():
+    assert like_frequency(torch.tensor([0.4, 0, 0.1, 0, 0.2]), 1, 2) == [2, 4]
 
 
 # Everything at once

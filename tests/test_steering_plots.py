@@ -127,6 +127,12 @@ def test_a_line_at_nothing_is_drawn_on_every_axis(name: str):
         assert ends == [{(0, 1), (0, 0)}]
 
 
+def test_where_no_dose_is_reached_the_figure_says_so():
+    figure = drawn("at_equal_dose", EQUAL.iloc[:0], "dose (nats)")
+    assert titles(figure) == ["no method reached any dose"]
+    assert figure.axes[0].get_legend() is None
+
+
 # Regimes
 
 
