@@ -43,7 +43,7 @@ class Source:
 
 @cache
 def known_models() -> pd.DataFrame:
-    """Known models by name: hub id, aliases, pinned revision, family, licence (data/models.csv)."""
+    """Known models by name: folder or hub id, aliases, pinned revision, family, licence (data/models.csv)."""
     return pd.read_csv(DATA / "models.csv", keep_default_na=False).set_index("name")
 
 
@@ -56,8 +56,8 @@ def source(name: str | None = None) -> Source:
     known = known_models()
     for row in known.itertuples():
         if name in (row.Index, row.hub_id, *row.aliases.split()):
-            if not row.hub_id:
-                return Source(row.Index, folder=DATA / row.Index)
+            if row.folder:
+                return Source(row.Index, folder=DATA / row.folder)
             return Source(row.Index, hub_ids=(row.hub_id, *row.aliases.split()), revision=row.revision)
     folder = Path(name).expanduser()
     if folder.is_dir():
