@@ -51,6 +51,11 @@ class Comparison:
     beside: tuple[str, ...]  # one, or none
 
     @property
+    def made_by(self) -> str:
+        """What figures of all of them are marked with."""
+        return ", ".join(self.everyone)
+
+    @property
     def everyone(self) -> tuple[str, ...]:
         return self.models + self.beside
 
