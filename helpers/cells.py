@@ -7,7 +7,7 @@ the versions of the libraries are all part of its fingerprint.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from importlib.metadata import version
-from inspect import unwrap
+from inspect import isfunction, unwrap
 from pathlib import Path
 
 import joblib
@@ -25,7 +25,7 @@ LABEL = "fingerprint"
 
 
 def fingerprint(*parts: object) -> str:
-    """A name that changes with any of the parts: texts, numbers, tables, tensors, modules, and what holds these.
+    """A name that changes with any of the parts: texts, numbers, tables, tensors, modules, functions, what holds these.
 
     Raises TypeError for a part of another kind, whose changes could go unnoticed.
     """
@@ -83,6 +83,8 @@ def _plain(part: object) -> object:
             return ["set", *sorted(joblib.hash(_plain(each)) for each in part)]
         case Sequence():
             return [_plain(each) for each in part]
+    if isfunction(part):
+        return [part.__module__, part.__qualname__, _code(part)]
     if is_dataclass(part):
         values = [[field.name, _plain(getattr(part, field.name))] for field in fields(part)]
         return [type(part).__name__, _code(getattr(type(part), "difference", None)), values]
@@ -97,7 +99,7 @@ def _settings(module: torch.nn.Module) -> str:
 
 
 def _code(function: Callable | None) -> list:
-    """What a steering method computes, so that one edited in a notebook is known for another."""
+    """What a function computes, so that one edited in a notebook is known for another."""
     if function is None:
         return []
     code = unwrap(function).__code__

@@ -47,7 +47,7 @@ class Source:
 
 
 def known_models() -> pd.DataFrame:
-    """Known models by name: hub id, aliases, pinned revision, family, licence (data/models.csv).
+    """Known models by name: folder or hub id, aliases, pinned revision, family, licence (data/models.csv).
 
     A models.csv in the Hugging Face cache itself comes first: a rehearsal's says under which name its weights go.
     """
@@ -69,8 +69,8 @@ def source(name: str | None = None) -> Source:
     known = known_models()
     for row in known.itertuples():
         if name in (row.Index, row.hub_id, *row.aliases.split()):
-            if not row.hub_id:
-                return Source(row.Index, folder=DATA / row.Index)
+            if row.folder:
+                return Source(row.Index, folder=DATA / row.folder)
             return Source(row.Index, hub_ids=(row.hub_id, *row.aliases.split()), revision=row.revision)
     folder = Path(name).expanduser()
     if folder.is_dir():

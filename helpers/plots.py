@@ -51,10 +51,13 @@ def style() -> None:
     )
 
 
-def save(figure: Figure, table: pd.DataFrame, name: str, model: str) -> Figure:
-    """Show the figure, marked with the model's name, and write figures/<model>/<name>.png and its numbers as .csv."""
+def save(figure: Figure, table: pd.DataFrame, name: str, model: str, made_by: str | None = None) -> Figure:
+    """Show the figure, marked with the model's name, and write figures/<model>/<name>.png and its numbers as .csv.
+
+    `made_by` is what the mark and the column `model` say where that is not the model of the folder.
+    """
     stem = FIGURES / model / name
-    written(figure, table, stem, model)
+    written(figure, table, stem, made_by or model)
     _display(figure, _small(figure, stem.with_suffix(".png")))  # not drawn anew
     return figure
 

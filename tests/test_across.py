@@ -1,0 +1,199 @@
+"""Differences between models that were planted are found, and none where there is none."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from scipy.stats import mannwhitneyu
+from torch import Tensor
+from transformer_lens.model_bridge import TransformerBridge
+
+from helpers import across, emotions
+from helpers.across import alike, best_depths, by_emotion, comparison, curves_of, interaction, ways_compared
+from helpers.activations import POSITIONS
+from helpers.models import known_models
+from helpers.regimes import REGIMES
+
+SIBLINGS = [name for name, row in known_models().iterrows() if row["folder"].startswith("siblings/")]
+
+
+def noisy(models: int, units: int, depths: int, seed: int) -> Tensor:
+    """The same bent curve for every model, a level of its own for every unit, and noise."""
+    generator = torch.Generator().manual_seed(seed)
+    level = torch.rand(1, units, 1, generator=generator)
+    bend = torch.linspace(-1, 1, depths).pow(2)
+    return bend + level + 0.1 * torch.randn(models, units, depths, generator=generator)
+
+
+def long(by_model: dict[str, np.ndarray], **same: object) -> pd.DataFrame:
+    """Draw x depth arrays as rows, as measurements give them."""
+    rows = [
+        (name, depth, draw, value)
+        for name, drawn in by_model.items()
+        for draw, line in enumerate(drawn)
+        for depth, value in enumerate(line)
+    ]
+    return pd.DataFrame(rows, columns=["model", "depth", "draw", "value"]).assign(**same)
+
+
+# Which models
+
+
+def test_the_siblings_are_compared_and_the_model_stands_beside_them():
+    study = comparison({})
+    assert study.models == tuple(SIBLINGS) and study.beside == ("bookworm",) and study.name == "bookworm"
+    assert comparison({"MODEL": "gpt2-small"}).everyone == (*SIBLINGS, "gpt2-small")
+    assert comparison({"MODEL": "gpt2-small"}).name == "gpt2-small"
+
+
+def test_a_sibling_does_not_stand_beside_itself():
+    assert comparison({"MODEL": SIBLINGS[0]}).everyone == tuple(SIBLINGS)
+
+
+def test_named_models_are_compared_instead():
+    study = comparison({"MODELS": " gpt2-small  qwen3-0.6b gpt2-small", "MODEL": "bookworm"})
+    assert study.everyone == ("gpt2-small", "qwen3-0.6b") and study.name == "gpt2-small+qwen3-0.6b"
+
+
+def test_an_unknown_model_is_refused_before_anything_runs():
+    with pytest.raises(ValueError, match=r"Unknown model 'gpt2-smal'\. Did you mean 'gpt2-small'"):
+        comparison({"MODELS": "bookworm gpt2-smal"})
+
+
+def test_there_is_one_sibling_per_family():
+    families = known_models().loc[SIBLINGS, "family"]
+    assert families.is_unique and set(families) == {"GPT-2", "Llama", "Qwen", "Gemma", "Mistral"}
+
+
+# Curves
+
+
+def test_models_of_different_height_meet_at_relative_depth():
+    table = long({"low": np.array([[0.0, 1.0, 2.0]]), "high": np.array([[0.0, 0.5, 1.0, 1.5, 2.0]])})
+    table = table.assign(statistic="AUROC", position="mean")
+    found = curves_of(table, "AUROC", "mean")
+    assert torch.allclose(found["low"], found["high"]) and found["low"].shape == (1, 5)
+    assert curves_of(table, "AUROC", "mean", 3)["high"].tolist() == [[0.0, 1.0, 2.0]]
+
+
+def test_what_was_not_measured_is_named():
+    table = long({"one": np.zeros((1, 3))}, statistic="AUROC", position="mean")
+    with pytest.raises(ValueError, match="nothing was measured as 'AUROC' at 'last token'"):
+        curves_of(table, "AUROC", "last token")
+
+
+def test_best_depths_are_found_with_their_largest_difference():
+    early, late = torch.zeros(101, 5), torch.zeros(101, 5)
+    early[:, 1] = late[:, 4] = 1
+    table = best_depths({"early": early, "late": late, "again": early}).set_index("condition")
+    assert table["value"].to_dict() == {"early": 0.25, "late": 1.0, "again": 0.25, "largest difference": 0.75}
+    assert (table["low"] == table["value"]).all() and (table["high"] == table["value"]).all()
+    assert best_depths({"early": -early}, highest=False)["value"][0] == 0.25
+
+
+def test_noise_widens_the_largest_difference():
+    generator = torch.Generator().manual_seed(0)
+    flat = {name: torch.randn(500, 9, generator=generator) for name in "abc"}
+    row = best_depths(flat).set_index("condition").loc["largest difference"]
+    assert row["low"] < 0.15 < row["high"]
+
+
+# Interaction
+
+
+def test_models_with_the_same_curve_do_not_interact():
+    p = [interaction(noisy(5, 24, 8, seed), torch.Generator().manual_seed(0), 200)[1] for seed in range(40)]
+    assert 0.3 < np.mean(p) < 0.7 and np.mean(np.array(p) < 0.05) <= 0.15
+
+
+def test_a_model_that_peaks_elsewhere_is_found():
+    curves = noisy(5, 24, 8, 0)
+    curves[2] += 0.2 * torch.linspace(0, 1, 8)
+    size, p, deviations = interaction(curves, torch.Generator().manual_seed(0), 200)
+    assert p == pytest.approx(1 / 201) and deviations.abs().sum(1).argmax() == 2 and size > 0
+    assert torch.allclose(deviations.sum(0), torch.zeros(8), atol=1e-5)
+
+
+def test_a_model_that_is_better_everywhere_does_not_count():
+    curves = noisy(4, 24, 8, 1)
+    better = curves.clone()
+    better[1] += 0.5
+    same = [interaction(each, torch.Generator().manual_seed(0), 100) for each in (curves, better)]
+    assert same[0][0] == pytest.approx(same[1][0], abs=1e-6) and same[0][1] == same[1][1]
+
+
+@pytest.mark.parametrize("shape", [(1, 24, 8), (5, 1, 8)])
+def test_an_interaction_needs_two_of_each(shape: tuple[int, ...]):
+    with pytest.raises(ValueError, match="at least two models and two units"):
+        interaction(torch.rand(shape), torch.Generator().manual_seed(0))
+
+
+# Ways
+
+
+def test_two_ways_are_compared_within_and_over_models():
+    generator = np.random.default_rng(0)
+    draws = 0.02 * generator.standard_normal((201, 5))
+    draws[0] = 0
+    levels = np.array([0.6, 0.65, 0.7, 0.75, 0.8])
+    given, written = (
+        pd.DataFrame(levels + gap + draws, columns=list("abcde")).rename_axis("draw").reset_index()
+        .melt("draw", var_name="model") for gap in (0.0, -0.1)
+    )  # fmt: skip
+    table, p = ways_compared(given, written)
+    gaps = table[table["statistic"] == "generation minus comprehension"].set_index("condition")
+    assert gaps["value"].to_numpy() == pytest.approx(-0.1) and gaps.index[-1] == "mean of all models"
+    assert (gaps["high"] < 0).all() and (gaps["low"] <= gaps["value"] + 1e-9).all()
+    assert p == pytest.approx(mannwhitneyu(levels, levels - 0.1).pvalue)
+
+
+# Geometry
+
+
+def test_one_shape_is_alike_and_another_is_not():
+    generator = np.random.default_rng(0)
+    shape, other = generator.standard_normal((2, 100))
+    models = {"one": shape, "two": shape, "three": other}
+    rows = [
+        (name, draw, unit, value + 0.01 * generator.standard_normal())
+        for name, values in models.items()
+        for draw in range(2 * 6)
+        for unit, value in enumerate(values)
+    ]
+    table = pd.DataFrame(rows, columns=["model", "draw", "unit", "value"]).assign(statistic="geometry")
+    found = alike(table).pivot(index="model", columns="other", values="r")
+    assert found.loc["one", "two"] > 0.99 and found.loc["one", "one"] > 0.99
+    assert abs(found.loc["one", "three"]) < 0.3
+    assert np.allclose(found, found.T)
+
+
+# Measurements
+
+
+def test_comprehension_measures_every_position_and_depth(model: TransformerBridge):
+    depths = range(model.cfg.n_layers + 1)
+    table = across.comprehension(model, depths).assign(model="tiny")
+    draws = table[table["statistic"] == "AUROC"]
+    assert len(draws) == len(POSITIONS) * len(depths) * (across.DRAWS + 1) and draws["value"].between(0, 1).all()
+    shapes = by_emotion(table, "mean", len(depths))
+    assert shapes.shape == (1, len(emotions.names()), len(depths))
+    mean = curves_of(table, "AUROC", "mean")["tiny"][0]
+    assert torch.allclose(shapes[0].mean(0), mean, atol=1e-5)
+    assert alike(table)["r"].between(-1, 1).all()
+    few = across.comprehension(model, [1])
+    same = few[(few["statistic"] == "AUROC") & (few["position"] == "mean")]["value"].to_numpy()
+    assert np.allclose(same, curves_of(table, "AUROC", "mean")["tiny"][:, 1], atol=1e-6)
+
+
+def test_generation_is_measured_like_comprehension(model: TransformerBridge, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(across.LENGTH, "story", 12)
+    table = across.generation(model, [0, 1])
+    assert set(table["statistic"]) == {"AUROC", "AUROC, validation", "AUROC of one"}
+    assert "midpoint, last token" in set(table["position"]) and table["value"].between(0, 1).all()
+
+
+def test_steering_gives_one_regime_per_text(model: TransformerBridge):
+    table = across.steering(model, (1,))
+    assert set(table["regime"]) <= set(REGIMES) and set(table["depth"]) == {1}
+    assert set(table["dose"]) <= set(across.DOSES) and set(table["method"]) <= {"emotion", "random"}
+    assert not table.duplicated(["method", "draw", "dose", "prompt"]).any()
