@@ -9,18 +9,14 @@ import difflib
 import json
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
 
 import pandas as pd
-import requests
 import torch
-from huggingface_hub import constants, is_offline_mode, snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-from huggingface_hub.utils import HFValidationError
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.activations import NewGELUActivation
@@ -29,9 +25,9 @@ from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging as transformers_logging
 
 from helpers.config import CFG, DATA
+from helpers.hub import OFFLINE, Damaged, cache_folder, check_weights, snapshot
 
-DEFAULT = "bookworm"
-PATIENCE = 10.0  # seconds that the hub has to answer
+DEFAULT = OFFLINE
 WEIGHTS = "model.safetensors"
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "tokenizer.model", "spiece.model", "vocab.txt")
 
@@ -51,13 +47,13 @@ def known_models() -> pd.DataFrame:
 
     A models.csv in the Hugging Face cache itself comes first: a rehearsal's says under which name its weights go.
     """
-    own = Path(constants.HF_HUB_CACHE) / "models.csv"
-    return _models_of(own if own.is_file() else DATA / "models.csv")
+    own = cache_folder() / "models.csv"
+    return _models_of(own if own.is_file() else DATA / "models.csv").copy()
 
 
 @cache
 def _models_of(path: Path) -> pd.DataFrame:
-    return pd.read_csv(path, keep_default_na=False).set_index("name")
+    return pd.read_csv(path, dtype=str, keep_default_na=False).set_index("name")
 
 
 def source(name: str | None = None) -> Source:
@@ -92,6 +88,15 @@ def slug(name: str | None = None) -> str:
     return source(name).slug
 
 
+def model_folder(where: Source) -> Path:
+    """The folder that holds a model's files: from the cache when it has them, else downloaded (see `hub.snapshot`)."""
+    if where.folder:
+        return _checked(where.folder)
+    files = ["*.json", "*.safetensors", "*.txt", "*.model"]
+    unread = ["*/*", "consolidated*"]  # Mistral's second copy of the weights
+    return snapshot(f"Model {where.slug!r}", where.hub_ids, where.revision, files, _checked, unread)
+
+
 def load_model(
     name: str | None = None, dtype: torch.dtype = torch.float32, device: str | None = None
 ) -> TransformerBridge:
@@ -102,7 +107,7 @@ def load_model(
     wrong activations.
     """
     where = source(name)
-    return _bridge(_folder(where), where.slug, dtype, device)
+    return _bridge(model_folder(where), where.slug, dtype, device)
 
 
 def untrained_twin(name: str | None = None, seed: int = 0, device: str | None = None) -> TransformerBridge:
@@ -111,7 +116,7 @@ def untrained_twin(name: str | None = None, seed: int = 0, device: str | None = 
     What this model shows, training had no part in.
     """
     where = source(name)
-    folder = _folder(where)
+    folder = model_folder(where)
     return _bridge(folder, f"{where.slug}, untrained", torch.float32, device, partial(_fresh, folder, seed))
 
 
@@ -121,7 +126,7 @@ def words_only_twin(name: str | None = None, seed: int = 0, device: str | None =
     Shuffling keeps the trained scale of what the blocks write. What this model shows, the words alone explain.
     """
     where = source(name)
-    folder = _folder(where)
+    folder = model_folder(where)
     return _bridge(folder, f"{where.slug}, words only", torch.float32, device, partial(_scrambled, folder, seed))
 
 
@@ -132,7 +137,7 @@ def int8_twin(name: str | None = None, device: str | None = None) -> Transformer
     al. 2022, without their outliers.)
     """
     where = source(name)
-    folder = _folder(where)
+    folder = model_folder(where)
     return _bridge(folder, f"{where.slug}, int8", torch.float32, device, partial(_rounded, folder))
 
 
@@ -260,6 +265,10 @@ def _checked(folder: Path) -> Path:
     parts = _json(index).get("weight_map", {}).values() if index.is_file() else [WEIGHTS] * weights.is_file()
     if not parts or not all(str(part).endswith(".safetensors") for part in parts):  # PyTorch would unpickle others
         raise ValueError(f"{folder} holds no safetensors weights. Pickled weights are not read: convert them first.")
+    for part in sorted(set(parts)):
+        if not (folder / part).is_file():
+            raise ValueError(f"{folder} lacks {part}, a part of the weights that its index names.")
+        check_weights(folder / part)
     if not any((folder / file).is_file() for file in TOKENIZER_FILES):
         raise ValueError(
             f"{folder} holds no tokenizer file (looked for {', '.join(TOKENIZER_FILES)}): "
@@ -272,54 +281,7 @@ def _json(path: Path) -> dict:
     try:
         return dict(json.loads(path.read_text(encoding="utf-8")))
     except (ValueError, TypeError) as error:
-        raise ValueError(f"{path} is damaged ({error}): fetch or save the model again.") from error
-
-
-def _folder(where: Source) -> Path:
-    """The folder that holds a model's files: from the cache when it has them, else downloaded."""
-    if where.folder:
-        return _checked(where.folder)
-    files = ["*.json", "*.safetensors", "*.txt", "*.model"]
-    unread = ["*/*", "consolidated*"]  # Mistral's second copy of the weights
-    return snapshot(f"Model {where.slug!r}", where.hub_ids, where.revision, files, _checked, unread)
-
-
-def snapshot(
-    what: str,
-    hub_ids: Sequence[str],
-    revision: str | None,
-    files: list[str],
-    checked: Callable[[Path], Path],
-    unread: list[str] | None = None,
-) -> Path:
-    """What `checked` makes of the folder with these files of a repository: from the cache, else downloaded.
-
-    `checked` raises ValueError for a folder that lacks something: a cache that holds only a part is no reason to stop,
-    the hub comes next. Raises OSError naming `what` when neither has them.
-    """
-    errors = []
-    for offline in (True, False):
-        for hub_id in hub_ids:
-            try:
-                if not offline:
-                    _answering_hub()
-                folder = snapshot_download(
-                    hub_id, revision=revision, local_files_only=offline, allow_patterns=files, ignore_patterns=unread
-                )
-                return checked(Path(folder))
-            except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, OSError, ValueError) as error:
-                errors.append(error)
-    raise OSError(
-        f"{what} cannot be loaded: {' and '.join(hub_ids)} at revision {revision or 'main'} is neither in the Hugging "
-        f"Face cache nor to be had from the hub ({type(errors[-1]).__name__}). Check the name and the connection, "
-        f"download it once where there is one, or work offline with {DEFAULT!r}, which comes with this repository."
-    ) from errors[-1]
-
-
-def _answering_hub() -> None:
-    """Raises OSError unless the hub answers within PATIENCE; huggingface_hub itself would wait for it forever."""
-    if not is_offline_mode():
-        requests.head(constants.ENDPOINT, timeout=PATIENCE)
+        raise Damaged(f"{path} is damaged ({error}): fetch or save the model again.") from error
 
 
 @contextmanager

@@ -22,7 +22,8 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from helpers.activations import every_token, site
-from helpers.models import is_centred, known_models, snapshot, uncentred
+from helpers.hub import check_weights, snapshot
+from helpers.models import is_centred, known_models, uncentred
 from helpers.prompts import neutral_texts
 from helpers.stats import explained_variance
 
@@ -79,8 +80,17 @@ def sae_folder(model: TransformerBridge, depth: int) -> Path:
     where, name = release(model), site(model, depth)
     if where.folder:
         return _whole(where.folder / name)
-    files = [f"{name}/{CONFIG}", f"{name}/{WEIGHTS}"]
-    return snapshot(f"SAE {name} of {where.name}", [where.hub_id], where.revision, files, lambda at: _whole(at / name))
+    return snapshot(
+        f"SAE {name} of {where.name}", [where.hub_id], where.revision, _files(name), lambda at: _sound(at / name)
+    )
+
+
+def fetch(name: str) -> None:
+    """Download all SAEs of a known model that has some on the hub, where they are not on this machine."""
+    known = known_models()
+    if name in known.index and (hub_id := known.loc[name, "sae_hub_id"]):
+        what, revision = f"SAEs {known.loc[name, 'sae_release']}", known.loc[name, "sae_revision"]
+        snapshot(what, [hub_id], revision, _files("*"), _all_sound)
 
 
 def load_sae(model: TransformerBridge, depth: int):
@@ -193,6 +203,21 @@ def _whole(folder: Path) -> Path:
             others = f"SAEs there: {', '.join(there) or 'none'}."
             raise FileNotFoundError(f"There is no SAE at {folder.name}: {name} is missing in {folder}. {others}")
     return folder
+
+
+def _sound(folder: Path) -> Path:
+    check_weights(_whole(folder) / WEIGHTS)
+    return folder
+
+
+def _all_sound(folder: Path) -> Path:
+    for config in folder.glob(f"*/{CONFIG}"):
+        _sound(config.parent)
+    return folder
+
+
+def _files(name: str) -> list[str]:
+    return [f"{name}/{CONFIG}", f"{name}/{WEIGHTS}"]
 
 
 def _config(folder: Path) -> dict:

@@ -35,7 +35,7 @@ def test_an_unknown_grid_is_refused_by_name():
 
 def test_the_full_grid_leaves_everything_as_it_is():
     assert thinned(STRENGTHS) == STRENGTHS
-    table = pd.read_csv(config.DATA / "prompts" / "fear_calm.csv", dtype={"pair": str})
+    table = pd.read_csv(config.DATA / "prompts" / "fear_calm.csv", dtype=str)
     assert prompts.pairs().equals(table)
     assert not GRIDS["full"].label
 
@@ -59,9 +59,11 @@ def test_thinned_pairs_are_whole_and_every_split_and_kind_keeps_some(reduced, mo
     assert set(map(tuple, some[by].to_numpy())) == set(map(tuple, every[by].to_numpy()))
 
 
-def test_a_pair_without_a_split_is_not_lost(tmp_path):
+def test_a_pair_without_a_confound_is_not_lost(tmp_path):
     path = tmp_path / "mine.csv"
-    path.write_text("pair,split,topic,emotional,neutral\na,,x,One.,Two.\nb,train,x,Three.,Four.\n")
+    path.write_text(
+        "pair,split,topic,emotional,neutral,confound\na,train,x,One.,Two.,\nb,train,x,Three.,Four.,length\n"
+    )
     assert prompts.pairs(path)["pair"].tolist() == ["a", "b"]
 
 

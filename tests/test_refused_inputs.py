@@ -26,7 +26,7 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import AutoModelForCausalLM
 
-from helpers import claims, models, playground, plots, recordings, scan, scenarios
+from helpers import claims, hub, playground, plots, recordings, scan, scenarios
 from helpers.activations import at_positions, every_token, residual_norms, residuals, token_projections
 from helpers.cells import kept
 from helpers.config import DATA, ROOT
@@ -176,7 +176,7 @@ def silent_hub(here: Here) -> TransformerBridge:
     here.monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{listening.getsockname()[1]}")
     here.monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     here.monkeypatch.setattr(constants, "HF_HUB_CACHE", str(here.path / "notes"))
-    here.monkeypatch.setattr(models, "PATIENCE", 0.1)
+    here.monkeypatch.setattr(hub, "PATIENCE", 0.1)
     here.monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     with listening:
         return load_model("someone/model")
