@@ -2,7 +2,7 @@
 
 SHELL := bash
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce rehearse test bench lab readme drift lint clean
+.PHONY: help setup reproduce compare fetch rehearse test bench lab readme drift lint clean
 
 MODEL ?= bookworm
 export MODEL  # reaches Python as it was typed, spaces included: no shell splits it
@@ -19,13 +19,23 @@ help:  ## what there is
 	@echo
 	@echo "  GRID=      full (default; rehearse: reduced), or reduced: fewer prompts, strengths and draws, and it says so"
 	@echo "  MODEL=     bookworm (default), gpt2-small, organisation/model of the hub, or a local folder"
+	@echo "  MODELS=    compared in notebook 07, separated by spaces, in place of the siblings"
+	@echo "  WORKERS=   for notebook 07: a number of processes (default: one per core), or tcp://... of a Dask scheduler"
+	@echo "  DEVICE=    cuda (default where there is one), cpu, or auto: one model over several GPUs"
 	@echo "  PIP_ARGS=  passed to pip install, e.g. an index that has torch for CPUs only"
 	@echo "  PYTHON=    the Python 3.11 that makes .venv, where it is not on the path"
 
 setup: $(READY)  ## .venv with every package of requirements.lock (1-3 minutes, once)
 
 reproduce: $(READY)  ## run every notebook on MODEL; bookworm's replace the committed ones
+	@[ "$$MODEL$$MODELS" = bookworm ] || $(PY) -m helpers.fetch
 	@$(PY) notebooks/run.py && GRID= $(PY) -m helpers.claims
+
+compare: $(READY)  ## put the report cards of all models in figures/ side by side
+	@$(PY) -m helpers.compare
+
+fetch: $(READY)  ## download what MODEL needs, for a machine without a network
+	@$(PY) -m helpers.fetch
 
 rehearse: $(READY)  ## run every notebook offline on random weights of GPT-2 small's size: time, memory, no results
 	@PYTHONPATH=notebooks $(PY) tests/rehearse.py

@@ -1,5 +1,7 @@
 """Figures that show several models side by side, each under its own name."""
 
+from textwrap import fill, shorten
+
 import matplotlib.pyplot as plt
 import pandas as pd
 import seaborn as sns
@@ -8,9 +10,10 @@ from matplotlib.figure import Figure
 from helpers.plots import FEAR, GREY, LINES, MARKERS
 from helpers.steering_plots import COLOURS
 
-VERDICTS = {
-    "holds": "#4C9F70", "partly": "#E9C46A", "does not hold": "#D98880", "not applicable": "0.85", "not run": "white"
+COLOUR = {
+    "holds": "#4C9F70", "partly": "#E9C46A", "does not hold": "#D98880", "not applicable": "0.88", "not run": "white"
 }  # fmt: skip
+SIGN = {"holds": "✓ ", "partly": "~ ", "does not hold": "✗ ", "not applicable": "", "not run": ""}  # without colour
 
 
 def curves(table: pd.DataFrame, ylabel: str, chance: float | None = None) -> Figure:
@@ -110,27 +113,29 @@ def likeness(table: pd.DataFrame) -> Figure:
 
 
 def claims(table: pd.DataFrame) -> Figure:
-    """Every model's verdict on every claim as a coloured square, with the value and its interval.
+    """Every model's verdict on every claim as a square with the value and its interval, or why it does not apply.
 
-    Columns claim, model, verdict, value, low, high, as `compare.report_cards` gives them.
+    Columns claim, model, verdict, value, low, high, note, as `compare.report_cards` gives them.
     """
     claims, models = list(table["claim"].unique()), list(table["model"].unique())
     figure, ax = plt.subplots(figsize=(1.35 * len(models) + 3.2, 0.34 * len(claims) + 1))
     for row in table.itertuples():
         x, y = models.index(row.model), claims.index(row.claim)
-        ax.add_patch(plt.Rectangle((x - 0.5, y - 0.5), 1, 1, fc=VERDICTS[row.verdict], ec="white", lw=1.5))
-        value = "" if pd.isna(row.value) else f"{row.value:.2g}"
+        ax.add_patch(plt.Rectangle((x - 0.5, y - 0.5), 1, 1, fc=COLOUR[row.verdict], ec="white", lw=1.5))
+        value = SIGN[row.verdict] + ("" if pd.isna(row.value) else f"{row.value:.2g}")
         between = "" if pd.isna(row.low) else f"\n[{row.low:.2g}, {row.high:.2g}]"
-        said = "not applicable" if row.verdict == "not applicable" else value + between
-        ax.text(x, y, said, ha="center", va="center", fontsize=6.5, linespacing=0.95)
+        not_here = row.verdict == "not applicable"
+        said = fill(shorten(row.note, 50, placeholder=" ..."), 27) if not_here else value + between
+        ax.text(x, y, said, ha="center", va="center", fontsize=5 if not_here else 6.5, linespacing=0.95)
     ax.set_xticks(range(len(models)), models, rotation=30, ha="left")
     ax.set_yticks(range(len(claims)), claims, fontsize=9)
     ax.xaxis.tick_top()
     ax.set(xlim=(-0.5, len(models) - 0.5), ylim=(len(claims) - 0.5, -0.5))
     ax.tick_params(length=0)
     ax.spines[:].set_visible(False)
-    handles = [plt.Rectangle((0, 0), 1, 1, fc=colour, ec="0.6") for colour in VERDICTS.values()]
-    ax.legend(handles, VERDICTS, loc="upper left", bbox_to_anchor=(1.02, 1), fontsize=9)
+    handles = [plt.Rectangle((0, 0), 1, 1, fc=colour, ec="0.6") for colour in COLOUR.values()]
+    names = [f"{SIGN[verdict]}{verdict}" for verdict in COLOUR]
+    ax.legend(handles, names, loc="upper left", bbox_to_anchor=(1.02, 1), fontsize=9)
     return figure
 
 

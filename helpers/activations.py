@@ -74,9 +74,9 @@ def weighted_residuals(
     found = {name: torch.empty(shape) for name in weights}
 
     def keep(depth: int, rows: Int[Tensor, "row"], resid: Float[Tensor, "row pos d_model"]) -> None:
-        here = rows.to(resid.device), slice(resid.shape[1])
         for name, weight in weights.items():
-            found[name][rows, depth] = (weight[here][:, None] @ resid.float())[:, 0].cpu()
+            here = weight[rows, : resid.shape[1]].to(resid.device)
+            found[name][rows, depth] = (here[:, None] @ resid.float())[:, 0].cpu()
 
     _read_stream(model, read, keep, batch_tokens)
     for acts in found.values():

@@ -21,6 +21,8 @@ PUBLISHED = ["claim", "source", "published_on", "statement", "published", "decid
 RECORDED = ["claim", "model", "value", "low", "high", "verdict", "note"]
 NUMBERS = ["value", "low", "high"]
 BEGIN, END = "<!-- claims:begin -->", "<!-- claims:end -->"
+CARDS_BEGIN, CARDS_END = "<!-- cards:begin -->", "<!-- cards:end -->"
+BAR = "\\|"  # in a cell of a Markdown table
 
 
 def _rows(path: Path, columns: list[str]) -> pd.DataFrame:
@@ -102,6 +104,12 @@ def record(
     return row
 
 
+def not_applicable(folder: Path, model: str, notebook: str, reason: str) -> None:
+    """Record of every claim that this notebook decides that it does not apply to the model, and why."""
+    for claim in published().query("notebook == @notebook")["claim"]:
+        record(folder, model, claim, "not applicable", note=reason)
+
+
 def share_verdict(share: float) -> str:
     """ "holds" for a share of 1, "does not hold" for 0 (or NaN), "partly" in between."""
     return "holds" if share == 1 else "partly" if share > 0 else "does not hold"
@@ -125,6 +133,20 @@ def _cell(rows: pd.DataFrame, claim: str) -> str:
     return f"{row.verdict} {value} [{low}, {high}]".replace(" [nan, nan]", "").replace(" nan", "")
 
 
+def siblings() -> list[str]:
+    """The models that differ in architecture alone, in the order of data/models.csv."""
+    known = pd.read_csv(DATA / "models.csv", dtype=str, keep_default_na=False)
+    return known.loc[known["folder"].str.startswith("siblings/"), "name"].tolist()
+
+
+def cards(models: Sequence[str], figures: Path = FIGURES) -> str:
+    """Markdown: every claim, and what each of the models shows: their report cards side by side."""
+    found = {model: recorded(figures / model, model) for model in models}
+    lines = [["claim", *models], ["---"] * (len(models) + 1)]
+    lines += [[row.claim, *(_cell(found[model], row.claim) for model in models)] for row in published().itertuples()]
+    return "\n".join(f"| {' | '.join(cell.replace('|', BAR) for cell in cells)} |" for cells in lines)
+
+
 def table(models: Sequence[str] = ("bookworm", "gpt2-small"), figures: Path = FIGURES) -> str:
     """Markdown: every claim, its published value, what each model shows, and the notebook that decides it.
 
@@ -139,7 +161,7 @@ def table(models: Sequence[str] = ("bookworm", "gpt2-small"), figures: Path = FI
         value = f"{shorten(row.published, 96, placeholder=' ...')} ({row.published_on})"
         link, number = f"notebooks/{row.notebook}.ipynb", row.notebook[:2]
         cells = [row.statement, value, *(_cell(found[model], row.claim) for model in models)]
-        cells = [cell.replace("|", "\\|") for cell in cells]
+        cells = [cell.replace("|", BAR) for cell in cells]
         (shown if row.claim in decided else waiting).append(
             [*cells, f"[{number}]({link})" if (ROOT / link).exists() else number]
         )
@@ -149,11 +171,20 @@ def table(models: Sequence[str] = ("bookworm", "gpt2-small"), figures: Path = FI
 
 
 def updated(readme: Path, figures: Path = FIGURES) -> str:
-    """The text of `readme` with today's table between its two markers; ValueError if they are missing."""
-    text = readme.read_text(encoding="utf-8")
-    if not (text.count(BEGIN) == text.count(END) == 1 and text.index(BEGIN) < text.index(END)):
-        raise ValueError(f"{readme} needs {BEGIN} and, below it, {END}, once each: the table goes between them")
-    return text[: text.index(BEGIN)] + f"{BEGIN}\n{table(figures=figures)}\n" + text[text.index(END) :]
+    """The text of `readme` with today's table between its two markers; ValueError if they are missing.
+
+    The siblings' report cards go between markers of their own, where there are such.
+    """
+    text = _between(readme.read_text(encoding="utf-8"), readme, BEGIN, END, table(figures=figures))
+    if CARDS_BEGIN in text:
+        text = _between(text, readme, CARDS_BEGIN, CARDS_END, cards(siblings(), figures))
+    return text
+
+
+def _between(text: str, readme: Path, begin: str, end: str, content: str) -> str:
+    if not (text.count(begin) == text.count(end) == 1 and text.index(begin) < text.index(end)):
+        raise ValueError(f"{readme} needs {begin} and, below it, {end}, once each: the table goes between them")
+    return text[: text.index(begin)] + f"{begin}\n{content}\n" + text[text.index(end) :]
 
 
 def main(arguments: Sequence[str] | None = None, readme: Path = ROOT / "README.md", figures: Path = FIGURES) -> None:

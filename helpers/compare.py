@@ -37,7 +37,7 @@ def report_cards(models: Sequence[str], figures: Path = FIGURES) -> pd.DataFrame
     claims = published()["claim"]
     cards = []
     for model in models:
-        card = recorded(figures / model).set_index("claim").reindex(claims).reset_index()
+        card = recorded(figures / model, model).set_index("claim").reindex(claims).reset_index()
         cards.append(card.assign(model=model, verdict=card["verdict"].fillna("not run"), note=card["note"].fillna("")))
     return pd.concat(cards, ignore_index=True)[RECORDED]
 

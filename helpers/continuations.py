@@ -13,7 +13,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from helpers.activations import batches, progress, tokens_at_once
 from helpers.passes import Batch, forward, left_padded, pointed, prefilled
-from helpers.prompts import check_whole, tokens, vocabulary
+from helpers.prompts import TooLong, check_whole, tokens, vocabulary
 from helpers.steering import Steer, Steering, added, steered
 
 Watch = Callable[[Int[Tensor, "row"], Batch, Tensor, dict[int, Tensor]], None]
@@ -236,7 +236,7 @@ def _check_runs(model: TransformerBridge, before: list[list[int]], room: list[in
         raise ValueError(f"{len(steer.draw)} steered runs for {len(before)} prompts")
     for number, (ids, more) in enumerate(zip(before, room)):
         if len(ids) + more > model.cfg.n_ctx:
-            raise ValueError(
+            raise TooLong(
                 f"prompt {number} ({len(ids)} tokens) and its continuation ({more}) do not fit the {model.cfg.n_ctx} "
                 f"tokens that {model.cfg.model_name} reads: shorten one of them"
             )

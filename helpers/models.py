@@ -17,6 +17,8 @@ from pathlib import Path
 
 import pandas as pd
 import torch
+from accelerate import dispatch_model, infer_auto_device_map
+from accelerate.utils import get_balanced_memory
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.activations import NewGELUActivation
@@ -29,6 +31,7 @@ from helpers.hub import OFFLINE, Damaged, cache_folder, check_weights, snapshot
 
 DEFAULT = OFFLINE
 WEIGHTS = "model.safetensors"
+DEVICE_MAPS = ("auto", "balanced")
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "tokenizer.model", "spiece.model", "vocab.txt")
 
 
@@ -98,19 +101,21 @@ def model_folder(where: Source) -> Path:
 
 
 def load_model(
-    name: str | None = None, dtype: torch.dtype = torch.float32, device: str | None = None
+    name: str | None = None, dtype: torch.dtype = torch.float32, device: str | dict | None = None
 ) -> TransformerBridge:
-    """The model in eval mode, without gradients, on CUDA where there is one, else on the CPU.
+    """The model in eval mode, without gradients; `model.cfg.model_name` holds its slug.
 
-    `model.cfg.model_name` holds its slug. Raises OSError when the weights can be had neither from the cache nor from
-    the hub, and ValueError for a folder without tokenizer or safetensors files. MPS is refused: it has given silently
-    wrong activations.
+    `device` is one device, or a device map of accelerate, which spreads the blocks over several GPUs: "auto",
+    "balanced", or a dict. Without it the environment variable DEVICE; without that CUDA where there is one, else the
+    CPU. Raises OSError when the weights can be had neither from the cache nor from the hub, and ValueError for a folder
+    without tokenizer or safetensors files, or an unknown device. MPS is refused: it has given silently wrong
+    activations.
     """
     where = source(name)
     return _bridge(model_folder(where), where.slug, dtype, device)
 
 
-def untrained_twin(name: str | None = None, seed: int = 0, device: str | None = None) -> TransformerBridge:
+def untrained_twin(name: str | None = None, seed: int = 0, device: str | dict | None = None) -> TransformerBridge:
     """The same architecture and tokenizer with weights drawn anew by the architecture's own initialisation.
 
     What this model shows, training had no part in.
@@ -120,7 +125,7 @@ def untrained_twin(name: str | None = None, seed: int = 0, device: str | None = 
     return _bridge(folder, f"{where.slug}, untrained", torch.float32, device, partial(_fresh, folder, seed))
 
 
-def words_only_twin(name: str | None = None, seed: int = 0, device: str | None = None) -> TransformerBridge:
+def words_only_twin(name: str | None = None, seed: int = 0, device: str | dict | None = None) -> TransformerBridge:
     """The trained embeddings and final norm with scrambled blocks: every weight of a block is shuffled in its tensor.
 
     Shuffling keeps the trained scale of what the blocks write. What this model shows, the words alone explain.
@@ -130,7 +135,7 @@ def words_only_twin(name: str | None = None, seed: int = 0, device: str | None =
     return _bridge(folder, f"{where.slug}, words only", torch.float32, device, partial(_scrambled, folder, seed))
 
 
-def int8_twin(name: str | None = None, device: str | None = None) -> TransformerBridge:
+def int8_twin(name: str | None = None, device: str | dict | None = None) -> TransformerBridge:
     """The model with every matrix of its blocks rounded to 8 bits and back, each output scaled by its largest weight.
 
     Computes in float32, so the rounding of the weights is the only difference. (Absmax quantisation, after Dettmers et
@@ -206,18 +211,15 @@ def _bridge(
     folder: Path,
     name: str,
     dtype: torch.dtype,
-    device: str | None,
+    device: str | dict | None,
     weights: Callable[[], torch.nn.Module] | None = None,
     centre: bool = True,
 ) -> TransformerBridge:
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    if torch.device(device).type == "mps":
-        raise ValueError("device 'mps' has given silently wrong activations: use 'cuda' or 'cpu'.")
-    hf = weights() if weights else None
+    place = _place(device)
     with _quietly(), torch.random.fork_rng():
-        model = TransformerBridge.boot_transformers(
-            str(folder), device=device, dtype=dtype, hf_model=hf.eval().to(device) if hf else None
-        )
+        if weights:
+            place = {"hf_model": _placed(weights().eval(), **place)}
+        model = TransformerBridge.boot_transformers(str(folder), dtype=dtype, **place)
         model.cfg.n_params = _parameters(folder)
         model.cfg.centred = centre and not model.cfg.uses_rms_norm
         if model.cfg.centred:
@@ -234,6 +236,31 @@ def _bridge(
     model.cfg.model_name, model.cfg.folder = name, folder
     model.cfg.remade = partial(_bridge, folder, name, dtype, device, weights)
     return model
+
+
+def _place(device: str | dict | None) -> dict[str, str | dict]:
+    """`device` as the bridge takes it: one device, or a device map."""
+    device = device or os.environ.get("DEVICE") or ("cuda" if torch.cuda.is_available() else "cpu")
+    if isinstance(device, dict) or device in DEVICE_MAPS:
+        return {"device_map": device}
+    try:
+        kind = torch.device(device).type
+    except RuntimeError as error:
+        raise ValueError(f"Unknown device {device!r}: give 'cuda', 'cpu', or {' or '.join(DEVICE_MAPS)}.") from error
+    if kind == "mps":
+        raise ValueError("device 'mps' has given silently wrong activations: use 'cuda' or 'cpu'.")
+    return {"device": device}
+
+
+def _placed(hf: torch.nn.Module, device: str | None = None, device_map: str | dict | None = None) -> torch.nn.Module:
+    """A model that was made on the CPU, moved to a device or spread as a device map says."""
+    if device_map is None:
+        return hf.to(device)
+    if isinstance(device_map, str):
+        whole = {"no_split_module_classes": list(hf._no_split_modules)}
+        room = get_balanced_memory(hf, low_zero=False, **whole) if device_map == "balanced" else None
+        device_map = infer_auto_device_map(hf, max_memory=room, **whole)
+    return dispatch_model(hf, device_map)
 
 
 def _fuse(model: torch.nn.Module) -> None:

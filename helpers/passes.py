@@ -96,9 +96,9 @@ def prefilled(
     steering.mask = torch.zeros_like(once.real)
     try:
         if whole:
-            steering.reading = reading and (lambda depth, resid: reading(depth, resid[same]))
+            steering.reading = reading and (lambda depth, resid: reading(depth, resid[same.to(resid.device)]))
             out = forward(model, once, 0, batch.width, cache, logits)
-            cache.batch_select_indices(same)
+            _select(cache, same)
             cache.activate_past_recording()  # so that a sliding window can be cropped after a continuation
             return cache, out.logits[same]
         stream = _entering(model, once, steering, cache)
@@ -106,15 +106,22 @@ def prefilled(
         steering.mask, steering.reading = mask, reading
     start, above = entry_depth(model, steer), _cache(model, batch.ids.shape[1])
     try:
-        steering.entry = stream[same]
+        steering.entry = stream[same.to(stream.device)]
         with skipped(model, start):
             out = forward(model, batch, 0, batch.width, above, logits)
     finally:
         steering.entry = None
-    cache.batch_select_indices(same)
+    _select(cache, same)
     above.layers[:start] = cache.layers[:start]
     above.activate_past_recording()
     return above, out.logits
+
+
+def _select(cache: DynamicCache, rows: Int[Tensor, "row"]) -> None:
+    """These rows of the cache, whose layers may lie on several devices."""
+    for layer in cache.layers:
+        if layer.is_initialized:
+            layer.batch_select_indices(rows.to(layer.keys.device))
 
 
 def _entering(model: TransformerBridge, batch: Batch, steering: Steering, cache: DynamicCache) -> Tensor:

@@ -48,7 +48,8 @@ class Runs:
 
     def before(self, pos: int, runs: Int[Tensor, "row"]) -> DynamicCache:
         """The KV cache of these runs up to a position; a sliding window is left to the attention mask."""
-        return DynamicCache([(keys[runs, :, :pos], values[runs, :, :pos]) for keys, values in self.attended])
+        there = [(keys, values, runs.to(keys.device)) for keys, values in self.attended]
+        return DynamicCache([(keys[rows, :, :pos], values[rows, :, :pos]) for keys, values, rows in there])
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,10 @@ UNREADABLE = "�"  # what a part of a character decodes to
 CLOSERS = "\"'”’)]» \n"
 
 
+class TooLong(ValueError):
+    """A text of more tokens than the model's context holds."""
+
+
 @dataclass(frozen=True)
 class Tokens:
     """Right-padded token ids of several texts; position 0 of each is BOS (or EOS)."""
@@ -51,8 +55,8 @@ class Tokens:
 def tokens(model: TransformerBridge, texts: Sequence[str]) -> Tokens:
     """The texts' tokens on the model's device.
 
-    Raises ValueError for no texts at all, a text without a token, one with half a character, or one longer than the
-    model's context.
+    Raises ValueError for no texts at all, a text without a token, or one with half a character, and TooLong for one
+    that the model's context does not hold.
     """
     if isinstance(texts, str):
         raise TypeError("tokens needs a list of texts, not one string")
@@ -67,7 +71,7 @@ def tokens(model: TransformerBridge, texts: Sequence[str]) -> Tokens:
     length = torch.tensor([1 + len(ids) for ids in encoded["input_ids"]])
     longest = int(length.argmax())
     if length[longest] > model.cfg.n_ctx:
-        raise ValueError(
+        raise TooLong(
             f"text {longest} has {length[longest]} tokens with position 0, but {model.cfg.model_name} reads at most "
             f"{model.cfg.n_ctx}: shorten it ({texts[longest][:60]!r}...)"
         )

@@ -16,7 +16,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from helpers import emotions, nodes
 from helpers.config import DATA, thinned
-from helpers.prompts import check_whole, first_token
+from helpers.prompts import TooLong, check_whole, first_token
 
 Positions = Literal["every token", "end of turn"]
 POSITIONS = get_args(Positions)
@@ -105,7 +105,7 @@ def turn_ids(model: TransformerBridge, scenario: Scenario, conversation: Convers
 
 
 def check_fits(model: TransformerBridge, scenario: Scenario) -> None:
-    """Raises ValueError where a conversation of the scenario is longer than the model's context.
+    """Raises TooLong where a conversation of the scenario is longer than the model's context.
 
     A turn that the model writes counts with the most tokens it may have.
     """
@@ -115,7 +115,7 @@ def check_fits(model: TransformerBridge, scenario: Scenario) -> None:
         ends = list(accumulate(len(given) + turn.write for given, turn in zip(ids, turns)))
         if ends[-1] > limit:
             number, turn = next((i, turn) for i, (end, turn) in enumerate(zip(ends, turns), 1) if end > limit)
-            raise ValueError(
+            raise TooLong(
                 f"{scenario.path.name}, line {turns[0].line}: {conversation.name!r} has {ends[-1]} tokens with "
                 f"position 0 and what the model writes, but {model.cfg.model_name} reads at most {limit}. The first "
                 f"turn that no longer fits is turn {number} ({turn.speaker}, line {turn.line})."

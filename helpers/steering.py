@@ -161,11 +161,11 @@ class Steering:
 
     def changed(self, resid: Float[Tensor, "row pos d_model"]) -> Float[Tensor, "row pos d_model"]:
         """The steered stream: a new tensor, equal bit for bit where the strength is 0 or the mask False."""
-        mask = self.mask[:, self.start : self.start + resid.shape[1], None]
+        mask = self.mask[:, self.start : self.start + resid.shape[1], None].to(resid.device)
         if self.method is None or not mask.any():
             return resid
         strength = self.strength[:, None, None].to(resid)
-        return torch.where(mask, resid + strength * self.method.difference(resid, self.draw), resid)
+        return torch.where(mask, resid + strength * self.method.difference(resid, self.draw.to(resid.device)), resid)
 
 
 @contextmanager

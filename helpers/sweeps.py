@@ -271,7 +271,7 @@ def _scored(
         inside = batch.prompt[:, : batch.width] & (batch.positions[:, : batch.width] > 0)
         weights = inside / inside.sum(-1, keepdim=True)
         for depth, found in reads.items():
-            mean = (weights[:, None].float() @ stream[depth].float())[:, 0]
+            mean = (weights[:, None].to(stream[depth].device).float() @ stream[depth].float())[:, 0]
             found[rows] = (mean @ readers.vectors[depth].T.to(mean)).cpu()
 
     ask = [[prompts[column].iloc[i] for i in number] for column in ("act", "refrain") if column in prompts]

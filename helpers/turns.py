@@ -134,6 +134,16 @@ def raw_over_depth(
     return torch.stack([readouts.cosine(each.at_turns(), centroids).mean(0) for each in recorded])
 
 
+def raw_and_centred(
+    recorded: Sequence[Recording], references: References, depth: int
+) -> dict[str, Float[Tensor, "conversation emotion"]]:
+    """Mean cosine of every conversation's turn ends with each reference at a depth: raw as published, and centred."""
+    raw = [readouts.cosine(each.at_turns(), references.centroids) for each in recorded]
+    centred = [readouts.centred_cosine(each.at_turns(), references) for each in recorded]
+    means = {"raw": raw, "centred": centred}
+    return {name: torch.stack([x[..., depth].mean(0) for x in found]) for name, found in means.items()}
+
+
 def published_depth(model: TransformerBridge) -> int:
     """The depth at the same fraction of this model."""
     return round(PUBLISHED_DEPTH * model.cfg.n_layers)

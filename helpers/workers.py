@@ -1,7 +1,8 @@
-"""Measurements of several models, spread over workers: processes here, or a Dask cluster, whichever joblib is told.
+"""Measurements of several models and large sweeps, spread over workers: processes here, or a Dask cluster.
 
-A task is a model, a measurement and the depths that it covers. Its table is kept on disk as soon as it is there, under
-a fingerprint of all that it depends on, so a study that was stopped, or whose workers died, goes on where it was.
+joblib is told which. A task is a model, a measurement or method, and the depths that it covers. Its table is kept on
+disk as soon as it is there, under a fingerprint of all that it depends on, so a study that was stopped, or whose
+workers died, goes on where it was.
 """
 
 import os
@@ -20,6 +21,7 @@ from helpers.activations import progress
 from helpers.cells import fingerprint, kept, surroundings
 from helpers.config import CFG, DATA
 from helpers.models import load_model, untrained_twin
+from helpers.sweeps import Methods, sweep
 
 Measure = Callable[[TransformerBridge, tuple[int, ...]], pd.DataFrame]
 
@@ -74,6 +76,36 @@ def spread(tasks: Sequence[Task], folder: Path) -> pd.DataFrame:
             tables.append(table)
             bar.update()
     return pd.concat(tables, ignore_index=True)
+
+
+def swept(
+    model: TransformerBridge,
+    prompts: pd.DataFrame,
+    methods: Methods,
+    strengths: Sequence[float] | pd.DataFrame,
+    folder: Path,
+    block: int = 1,
+    **how: object,
+) -> pd.DataFrame:
+    """`sweeps.sweep`'s table, its runs made by workers: one task per method and block of so many depths.
+
+    Workers load the model from its own folder and leave finished runs in `folder`, where `sweep` reads them back; so
+    does the next call after one that was stopped. `how` are `sweep`'s other arguments.
+    """
+    depths, parts = list(methods), []
+    for some in (depths[at : at + block] for at in range(0, len(depths), block)):
+        for name in dict.fromkeys(name for depth in some for name in methods[depth]):
+            parts.append({depth: {name: methods[depth][name]} for depth in some if name in methods[depth]})
+    with progress(len(parts), "task", "sweeping") as bar:
+        for together in (parts[:1], parts[1:]):  # the runs without steering, which all parts share, are made once
+            made = (delayed(_swept)(str(model.cfg.folder), prompts, part, strengths, folder, how) for part in together)
+            for _ in Parallel(return_as="generator", batch_size=1)(made):
+                bar.update()
+    return sweep(model, prompts, methods, strengths, folder=folder, **how)
+
+
+def _swept(name: str, prompts: pd.DataFrame, methods: Methods, strengths: object, folder: Path, how: dict) -> None:
+    sweep(_loaded(name, False)[0], prompts, methods, strengths, folder=folder, **how)
 
 
 def _measured(task: Task, folder: Path) -> pd.DataFrame:

@@ -23,6 +23,7 @@ from nbformat import NotebookNode
 from nbstripout import strip_output
 from tqdm import tqdm
 
+from helpers.claims import not_applicable
 from helpers.config import CFG, FIGURES
 from helpers.files import replacing
 
@@ -33,7 +34,7 @@ KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
 LANGUAGE = {"file_extension": ".py", "mimetype": "text/x-python", "name": "python"}
 BAR = "    {n_fmt} of {total_fmt} cells |{bar:20}| {elapsed}, about {remaining} left"
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
-SKIP = "NoSAEs"  # helpers.saes raises it for a model without SAEs
+SKIP = ("NoSAEs", "TooLong")  # what helpers raise for a model without SAEs, or with a context too short for the texts
 ADDRESS = re.compile(r" at 0x[0-9a-f]+(?=>)")  # <... object at 0x7f5b8f6f3450>
 
 
@@ -120,8 +121,8 @@ def _joined(outputs: list[NotebookNode]) -> list[NotebookNode]:
 def execute(source: Path, target: Path) -> None:
     """Run `source` in a fresh kernel, in its own folder, and write the result to `target`, whole or not at all.
 
-    Raises Failure at the first cell that fails (NotForThisModel if it fails with SKIP), and OSError, before anything
-    runs, when `target` cannot be written.
+    Raises Failure at the first cell that fails (NotForThisModel if it fails with one of SKIP), and OSError, before
+    anything runs, when `target` cannot be written.
     """
     notebook = nbformat.read(source, as_version=4)
     with replacing(target) as temporary:
@@ -129,10 +130,11 @@ def execute(source: Path, target: Path) -> None:
         nbformat.write(normalised(notebook), temporary)
 
 
-def run(sources: list[Path], folder: Path) -> None:
+def run(sources: list[Path], folder: Path, card: Path) -> None:
     """Execute `sources` one after the other into `folder`, saying which one is running, how far, and how long.
 
-    A notebook that does not apply to the model is skipped, with the reason.
+    A notebook that does not apply to the model is skipped, with the reason, which its claims get as well in `card`, the
+    model's own folder of figures; a committed notebook has to run.
     """
     started, ran = time.monotonic(), 0
     for number, source in enumerate(sources, start=1):
@@ -141,6 +143,9 @@ def run(sources: list[Path], folder: Path) -> None:
         try:
             execute(source, folder / source.name)
         except NotForThisModel as reason:
+            if folder == source.parent:
+                raise Failure(f"{source.name} does not run: {reason}") from None
+            not_applicable(card, card.name, source.stem, str(reason).partition(". ")[0])
             print(f"    skipped: {reason}", flush=True)
             continue
         ran += 1
@@ -159,7 +164,7 @@ def main(arguments: list[str] | None = None, notebooks: Path = NOTEBOOKS, figure
         sources = chosen(notebooks, only)
         folder = output_folder(model, notebooks, figures)
         print(f"Model: {model}. Notebooks: {', '.join(source.stem for source in sources)}", flush=True)
-        run(sources, folder)
+        run(sources, folder, figures / DEFAULT if folder == notebooks else folder)
     except (Failure, OSError, ValueError) as error:
         print(f"\n{error}", file=sys.stderr)
         return 1
@@ -207,7 +212,7 @@ async def _executed(notebook: NotebookNode, source: Path) -> None:
             await client.async_execute()
         except CellExecutionError as error:
             bar.close()
-            if error.ename == SKIP:
+            if error.ename in SKIP:
                 raise NotForThisModel(error.evalue) from None
             raise Failure(_told(source, notebook, at, str(error).split("\n", 1)[1])) from None
         except (RuntimeError, asyncio.CancelledError) as error:

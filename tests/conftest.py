@@ -3,10 +3,16 @@
 No network: the hub is switched off before any library reads the environment.
 """
 
+import json
 import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.pop("MODEL", None)
+os.environ.pop("MODELS", None)
+os.environ.pop("DEVICE", None)
+os.environ.pop("WORKERS", None)
+os.environ.pop("GRID", None)
+os.environ.pop("FIGURES", None)
 os.environ["OMP_NUM_THREADS"] = "1"  # the models are tiny: a second thread only waits, here and in kernels
 
 import shutil
@@ -44,13 +50,18 @@ FAMILIES = {
     "gpt_neox": WIDE,
     "qwen3": {**WIDE, "num_key_value_heads": 1, "head_dim": 16},
     "gemma2": {**WIDE, "num_key_value_heads": 1, "head_dim": 16, "sliding_window": 16},
-    "mistral": {**WIDE, "num_key_value_heads": 1, "head_dim": 16, "sliding_window": 16},
+    "gemma3_text": {**WIDE, "num_key_value_heads": 1, "head_dim": 16, "sliding_window": 16},
+    "mistral": {**WIDE, "num_key_value_heads": 1, "head_dim": 16, "sliding_window": 16, "tie_word_embeddings": False},
 }
+NO_BOS = {"gpt_neox", "qwen3"}  # as the hub's models of these families
 
 
 @pytest.fixture(scope="session")
 def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """A folder with random weights of one family, larger than freshly drawn ones so that depths differ."""
+    """A folder with random weights of one family, larger than freshly drawn ones so that depths differ.
+
+    Mistral's unembedding is its own, the others' are their embeddings; two families have a tokenizer without BOS.
+    """
 
     def folder(family: str) -> Path:
         path = tmp_path_factory.getbasetemp() / f"tiny-{family}"
@@ -63,8 +74,10 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Pa
                         if weight.ndim == 2:
                             weight.mul_(8)
             model.save_pretrained(path)
-            for file in ("tokenizer.json", "tokenizer_config.json"):
-                shutil.copy(DATA / "bookworm" / file, path)
+            shutil.copy(DATA / "bookworm" / "tokenizer.json", path)
+            settings = json.loads((DATA / "bookworm" / "tokenizer_config.json").read_text())
+            settings |= {"bos_token": None} if family in NO_BOS else {}
+            (path / "tokenizer_config.json").write_text(json.dumps(settings))
         return path
 
     return folder

@@ -178,6 +178,22 @@ def test_the_command_writes_the_table_and_checks_it(tmp_path):
         claims.main(["--check"], readme, tmp_path)
 
 
+def test_the_siblings_cards_stand_side_by_side_between_their_own_markers(tmp_path):
+    first, *others = claims.siblings()
+    claims.record(tmp_path / first, first, "A-zero-overlap", "partly", 0.5, 0.25, 0.75)
+    claims.record(tmp_path / others[0], others[0], "A-zero-overlap", "not applicable", note="no room for 24 | turns")
+    readme = tmp_path / "README.md"
+    readme.write_text(f"{markdown()}\n{claims.CARDS_BEGIN}\nold\n{claims.CARDS_END}\nand more")
+    claims.main([], readme, tmp_path)
+    *_, cards = readme.read_text().split(claims.CARDS_BEGIN)
+    assert cards.splitlines()[1] == f"| claim | {' | '.join([first, *others])} |"
+    row = next(line for line in cards.splitlines() if line.startswith("| A-zero-overlap"))
+    shown = ["partly 0.5 [0.25, 0.75]", "not applicable: no room for 24 \\| turns", "not run", "not run", "not run"]
+    assert row == f"| A-zero-overlap | {' | '.join(shown)} |"
+    assert len(cards.splitlines()) == 1 + 2 + len(claims.published()) + 2 and cards.endswith("and more")
+    claims.main(["--check"], readme, tmp_path)
+
+
 def test_the_published_projections_are_those_of_the_ledger():
     layers = pd.read_csv(DATA / "published" / "fear_projections.csv")["d"]
     row = claims.published().set_index("claim").loc["A-d-by-layer"]

@@ -18,6 +18,7 @@ import run
 import torch
 from nbformat import NotebookNode
 
+from helpers import claims
 from helpers.claims import VERDICTS
 from helpers.config import DATA, FIGURES, ROOT
 
@@ -173,8 +174,8 @@ def random_run(
 ) -> Callable[[str, list[str], bool], Path]:
     """Runs notebooks on a random model of a family, with random SAEs or without; the folder with its figures."""
 
-    def run_on(family: str, numbers: list[str], with_saes: bool) -> Path:
-        folder = _longer(model_folder(family), tmp_path / f"random-{family}")
+    def run_on(family: str, numbers: list[str], with_saes: bool, context: int = 256) -> Path:
+        folder = _longer(model_folder(family), tmp_path / f"random-{family}", context)
         if with_saes:
             _random_saes(folder)
         monkeypatch.setenv("FIGURES", str(tmp_path / "figures"))
@@ -185,7 +186,7 @@ def random_run(
         figures.mkdir(parents=True)
         shutil.copy(FIGURES / "bookworm" / "01_choices.csv", figures)  # notebook 01 replaces it, the others read it
         committed = {path: path.read_bytes() for path in NOTEBOOKS}
-        run.run(run.chosen(run.NOTEBOOKS, numbers), tmp_path / "executed")
+        run.run(run.chosen(run.NOTEBOOKS, numbers), tmp_path / "executed", figures)
         assert {path: path.read_bytes() for path in NOTEBOOKS} == committed
         assert not (FIGURES / f"local--random-{family}").exists()
         return figures
@@ -222,10 +223,24 @@ def test_notebooks_run_on_a_random_model_of_another_family(
 def test_notebooks_about_saes_are_skipped_for_a_model_without_any(
     random_run: Callable, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
-    random_run("gpt_neox", ["02", "03"], False)
+    figures = random_run("gpt_neox", ["02", "03"], False)
     said = capsys.readouterr().out
     assert said.count("skipped: There are no SAEs for local--random-gpt_neox. Known ones: bookworm, gpt2-small") == 2
     assert "0 of 2 notebooks ran" in said
+    assert not list((tmp_path / "executed").glob("*.ipynb"))
+    card = claims.recorded(figures).set_index("claim")
+    assert set(card["verdict"]) == {"not applicable"} and "E-happy-block" in card.index
+    assert set(card["note"]) == {"There are no SAEs for local--random-gpt_neox"}
+
+
+def test_a_context_too_short_for_the_texts_is_a_reason_that_the_report_card_gives(
+    random_run: Callable, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    card = claims.recorded(random_run("gpt_neox", ["06"], False, context=64)).set_index("claim")
+    assert re.search(r"skipped: \w+\.yaml, line \d+: .* reads at most 64", capsys.readouterr().out)
+    asked = claims.published().query("notebook == '06_ct_scan'")["claim"]
+    assert sorted(card.index) == sorted(asked) and set(card["verdict"]) == {"not applicable"}
+    assert card["note"].str.contains("reads at most 64").all()
     assert not list((tmp_path / "executed").glob("*.ipynb"))
 
 
@@ -244,11 +259,11 @@ def _random_saes(folder: Path) -> None:
         sae.save_model(folder / "saes" / hook)
 
 
-def _longer(folder: Path, to: Path) -> Path:
-    """The same model with a context that the prompts of notebook 04 fit: rotary embeddings have no length."""
+def _longer(folder: Path, to: Path, context: int) -> Path:
+    """The same model with another context (the prompts of notebook 04 need 256): rotary embeddings have no length."""
     shutil.copytree(folder, to)
     config = json.loads((to / "config.json").read_text())
-    (to / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 256}))
+    (to / "config.json").write_text(json.dumps({**config, "max_position_embeddings": context}))
     return to
 
 

@@ -12,6 +12,7 @@ import pytest
 import run
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
+from helpers.claims import published, recorded
 from helpers.config import ROOT
 
 GOOD = [
@@ -146,6 +147,23 @@ def test_another_model_leaves_the_committed_notebook_alone(
     assert "some-model" in copies[0].parent.name
     outputs = nbformat.read(copies[0], as_version=4).cells[1].outputs
     assert outputs[0].text == "some-organisation/some-model notebooks\n"
+
+
+def test_a_notebook_that_a_model_cannot_run_is_skipped_and_its_claims_say_why(
+    notebooks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    """Unless it is a committed one, which has to run."""
+    lacking = ["class NoSAEs(ValueError): pass", "raise NoSAEs('There are none. Known ones: others')"]
+    path = _notebook(notebooks / "02_sae_features.ipynb", lacking)
+    before = path.read_bytes()
+    assert run.main([], notebooks, tmp_path / "figures") == 1
+    assert "02_sae_features.ipynb does not run: There are none. Known ones" in capsys.readouterr().err
+    monkeypatch.setenv("MODEL", "someone/model")
+    assert run.main([], notebooks, tmp_path / "figures") == 0
+    assert path.read_bytes() == before and "0 of 1 notebooks ran" in capsys.readouterr().out
+    card = recorded(tmp_path / "figures" / "someone--model", "someone--model")
+    assert card["claim"].tolist() == sorted(published().query("notebook == '02_sae_features'")["claim"])
+    assert set(card["verdict"]) == {"not applicable"} and set(card["note"]) == {"There are none"}
 
 
 def test_a_local_folder_is_handed_on_as_an_absolute_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

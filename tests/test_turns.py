@@ -279,6 +279,15 @@ def test_raw_cosines_over_depth_are_means_over_the_turn_ends_of_each_conversatio
     torch.testing.assert_close(found[1:], turns.raw_over_depth(talks[1:], centroids))
 
 
+def test_raw_and_centred_cosines_are_means_over_turn_ends_at_a_depth():
+    talks, refs = [heard(anything(4, 5)), heard(anything(2, 6))], references()
+    found = turns.raw_and_centred(talks, refs, 1)
+    torch.testing.assert_close(found["raw"], turns.raw_over_depth(talks, refs.centroids)[..., 1])
+    centre = refs.centroids.mean(0)[1]
+    by_hand = [cosine_similarity(state - centre, refs.centroids[2, 1] - centre, 0) for state in anything(2, 6)[:, 1]]
+    assert found["centred"][1, 2].item() == pytest.approx(float(sum(by_hand) / 2), abs=1e-5)
+
+
 def test_the_published_depth_is_31_of_36_layers(model, monkeypatch):
     assert turns.published_depth(model) == 3
     monkeypatch.setattr(model.cfg, "n_layers", 36)

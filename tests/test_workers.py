@@ -1,6 +1,7 @@
 """Tasks give the same tables wherever they run, and nothing that is done is lost."""
 
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -8,11 +9,16 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
+from tqdm import tqdm
 from transformer_lens.model_bridge import TransformerBridge
 
+from helpers import sweeps
 from helpers import workers as module
 from helpers.activations import residual_norms
-from helpers.workers import Task, spread, workers
+from helpers.steering import Ablate, Add
+from helpers.sweeps import Writing, sweep
+from helpers.workers import Task, spread, swept, workers
 
 distributed = pytest.importorskip("distributed")
 
@@ -107,6 +113,37 @@ def test_a_dask_cluster_gives_the_same_table_and_each_worker_loads_a_model_once(
     assert os.getpid() not in set(there["process"])
     first = same.groupby("process")["loads"].min()
     assert (same["loads"] == same["process"].map(first)).all()
+
+
+def test_progress_is_shown_wherever_tasks_run(
+    tasks: list[Task],
+    tmp_path: Path,
+    cluster: str,
+    capsys: pytest.CaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    """In the notebooks once it has taken two seconds."""
+    monkeypatch.setattr(module, "progress", lambda total, unit, what: tqdm(total=total, unit=unit, desc=what))
+    for where in ("1", "2", cluster):
+        with workers(where):
+            spread(tasks, tmp_path / where.replace("/", ""))
+        assert re.search(r"measuring: 100%.* 4/4 ", capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("where", ["2", "cluster"])
+def test_a_sweep_is_the_same_table_whoever_makes_its_runs(
+    model: TransformerBridge, tmp_path: Path, cluster: str, where: str, monkeypatch: pytest.MonkeyPatch
+):
+    vectors = torch.randn(3, 2, model.cfg.d_model, generator=torch.Generator().manual_seed(0))
+    prompts = pd.DataFrame({"prompt": ["dog", "rain"], "text": ["The dog ran", "It rained all"]})
+    methods = {depth: {"add": Add(vectors[depth]), "ablate": Ablate(vectors[depth][:1])} for depth in range(3)}
+    strengths, how = [0, 0.5, 1.0], {"which": "prompt", "writing": Writing(6, (0, 1))}
+    here = sweep(model, prompts, methods, strengths, **how)
+    with workers(cluster if where == "cluster" else where):
+        there = swept(model, prompts, methods, strengths, tmp_path, block=2, **how)
+    pd.testing.assert_frame_equal(here, there, rtol=1e-4, atol=1e-5)
+    monkeypatch.setattr(sweeps, "_run", lambda *_: pytest.fail("a run was made again"))
+    pd.testing.assert_frame_equal(there, swept(model, prompts, methods, strengths, tmp_path, **how))
 
 
 def test_a_worker_that_is_killed_loses_nothing(
