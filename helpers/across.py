@@ -8,6 +8,7 @@ Models of different height meet at relative depth: 0 is the embeddings, 1 what l
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -162,15 +163,15 @@ def curves_of(table: pd.DataFrame, statistic: str, position: str, points: int | 
     return {name: torch.tensor(_at(grid, drawn), dtype=torch.float32) for name, drawn in by_model.items()}
 
 
-def by_emotion(table: pd.DataFrame, position: str, points: int) -> Float[Tensor, "model emotion depth"]:
-    """AUROC of every emotion over relative depth, all models at the same `points`."""
-    chosen = table[(table["statistic"] == "AUROC of one") & (table["position"] == position)]
+def by_emotion(table: pd.DataFrame, position: str, points: int) -> dict[str, Float[Tensor, "emotion depth"]]:
+    """AUROC of every emotion over relative depth, by model, all at the same `points`. Rows of "AUROC of one"."""
     grid = np.linspace(0, 1, points)
-    found = [
-        _at(grid, rows.pivot(index="unit", columns="depth", values="value").loc[emotions.names()].to_numpy())
-        for _, rows in chosen.groupby("model", sort=False)
-    ]
-    return torch.tensor(np.stack(found), dtype=torch.float32)
+    return {
+        name: torch.tensor(
+            _at(grid, rows.pivot(index="unit", columns="depth", values="value").loc[emotions.names()].to_numpy())
+        ).float()
+        for name, rows in table[table["position"] == position].groupby("model", sort=False)
+    }
 
 
 def best_depths(curves: Mapping[str, Float[Tensor, "draw depth"]], highest: bool = True) -> pd.DataFrame:
@@ -212,6 +213,17 @@ def interaction(
     null = torch.stack([deviations(order).pow(2).mean() for order in dealt]).sqrt()
     size = own.pow(2).mean().sqrt()
     return size.item(), permutation_p(size[None], null[:, None])[0].item(), own
+
+
+def apart(
+    curves: Mapping[str, Float[Tensor, "unit depth"]], generator: Generator, draws: int = CFG.permutation_draws
+) -> pd.DataFrame:
+    """The `interaction` of every two models, largest first: condition, value (its size), p."""
+    rows = []
+    for one, other in combinations(curves, 2):
+        size, p, _ = interaction(torch.stack([curves[one], curves[other]]), generator, draws)
+        rows.append((f"{one}, {other}", size, p))
+    return pd.DataFrame(rows, columns=["condition", "value", "p"]).sort_values("value", ascending=False)
 
 
 def ways_compared(comprehension: pd.DataFrame, generation: pd.DataFrame) -> tuple[pd.DataFrame, float]:

@@ -9,7 +9,7 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from helpers import across, emotions
-from helpers.across import alike, best_depths, by_emotion, comparison, curves_of, interaction, ways_compared
+from helpers.across import alike, apart, best_depths, by_emotion, comparison, curves_of, interaction, ways_compared
 from helpers.activations import POSITIONS
 from helpers.models import known_models
 from helpers.regimes import REGIMES
@@ -122,6 +122,16 @@ def test_a_model_that_is_better_everywhere_does_not_count():
     assert same[0][0] == pytest.approx(same[1][0], abs=1e-6) and same[0][1] == same[1][1]
 
 
+def test_every_two_models_are_set_apart_and_the_odd_one_most():
+    one, two, odd = noisy(3, 24, 8, 0)
+    odd = odd + torch.linspace(0, 1, 8)
+    table = apart({"one": one, "two": two, "odd": odd}, torch.Generator().manual_seed(0), 200)
+    assert [set(pair.split(", ")) for pair in table["condition"]][2] == {"one", "two"}
+    assert table["p"].iloc[:2].max() < 0.01 < table["p"].iloc[2] and table["value"].is_monotonic_decreasing
+    alone = interaction(torch.stack([one, two]), torch.Generator().manual_seed(0), 200)[0]
+    assert table["value"].iloc[2] == pytest.approx(alone)
+
+
 @pytest.mark.parametrize("shape", [(1, 24, 8), (5, 1, 8)])
 def test_an_interaction_needs_two_of_each(shape: tuple[int, ...]):
     with pytest.raises(ValueError, match="at least two models and two units"):
@@ -175,10 +185,10 @@ def test_comprehension_measures_every_position_and_depth(model: TransformerBridg
     table = across.comprehension(model, depths).assign(model="tiny")
     draws = table[table["statistic"] == "AUROC"]
     assert len(draws) == len(POSITIONS) * len(depths) * (across.DRAWS + 1) and draws["value"].between(0, 1).all()
-    shapes = by_emotion(table, "mean", len(depths))
-    assert shapes.shape == (1, len(emotions.names()), len(depths))
+    shapes = by_emotion(table[table["statistic"] == "AUROC of one"], "mean", len(depths))
+    assert list(shapes) == ["tiny"] and shapes["tiny"].shape == (len(emotions.names()), len(depths))
     mean = curves_of(table, "AUROC", "mean")["tiny"][0]
-    assert torch.allclose(shapes[0].mean(0), mean, atol=1e-5)
+    assert torch.allclose(shapes["tiny"].mean(0), mean, atol=1e-5)
     assert alike(table)["r"].between(-1, 1).all()
     few = across.comprehension(model, [1])
     same = few[(few["statistic"] == "AUROC") & (few["position"] == "mean")]["value"].to_numpy()

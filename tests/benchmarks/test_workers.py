@@ -70,7 +70,5 @@ def test_two_workers_against_one(cluster: Callable[[int], distributed.LocalClust
         with cluster(count) as local, workers(local.scheduler_address):
             spread([Task(name, across.comprehension, (0,)) for name in SIBLINGS[:count]], tmp_path / f"warm {count}")
             took[count] = seconds(lambda count=count: spread(tasks, tmp_path / str(count)))
-    print(
-        f"\n{len(tasks)} tasks: one worker {took[1]:.0f} s, two workers {took[2]:.0f} s: {took[1] / took[2]:.2f} times"
-    )
+    print(f"\n{len(tasks)} tasks: one worker {took[1]:.0f} s, two {took[2]:.0f} s: {took[1] / took[2]:.2f} times")
     assert os.cpu_count() < 2 or took[2] < took[1]
