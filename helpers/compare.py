@@ -15,12 +15,14 @@ from helpers.across_plots import claims as claims_figure
 from helpers.claims import RECORDED, published, recorded
 from helpers.config import FIGURES
 from helpers.files import replacing
+from helpers.models import known_models
 from helpers.plots import style
 
 
 def models_with_cards(figures: Path = FIGURES) -> list[str]:
-    """The folders of figures/ that hold a report card."""
-    return sorted(path.parent.name for path in figures.glob("*/claims.csv"))
+    """The folders of figures/ that hold a report card, known models first."""
+    there = sorted(path.parent.name for path in figures.glob("*/claims.csv"))
+    return sorted(there, key=lambda name: ([*known_models().index, name].index(name), name))
 
 
 def report_cards(models: Sequence[str], figures: Path = FIGURES) -> pd.DataFrame:

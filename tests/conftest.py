@@ -53,14 +53,15 @@ FAMILIES = {
     "gemma3_text": {**WIDE, "num_key_value_heads": 1, "head_dim": 16, "sliding_window": 16},
     "mistral": {**WIDE, "num_key_value_heads": 1, "head_dim": 16, "sliding_window": 16, "tie_word_embeddings": False},
 }
-NO_BOS = {"gpt_neox", "qwen3"}  # as the hub's models of these families
+NO_BOS = {"gpt_neox", "qwen3"}  # nor a pad token, as models of the hub
 
 
 @pytest.fixture(scope="session")
 def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """A folder with random weights of one family, larger than freshly drawn ones so that depths differ.
 
-    Mistral's unembedding is its own, the others' are their embeddings; two families have a tokenizer without BOS.
+    Mistral's unembedding is its own, the others' are their embeddings; two families have a tokenizer with neither BOS
+    nor a pad token.
     """
 
     def folder(family: str) -> Path:
@@ -76,7 +77,7 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Pa
             model.save_pretrained(path)
             shutil.copy(DATA / "bookworm" / "tokenizer.json", path)
             settings = json.loads((DATA / "bookworm" / "tokenizer_config.json").read_text())
-            settings |= {"bos_token": None} if family in NO_BOS else {}
+            settings |= {"bos_token": None, "pad_token": None} if family in NO_BOS else {}
             (path / "tokenizer_config.json").write_text(json.dumps(settings))
         return path
 

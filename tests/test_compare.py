@@ -2,11 +2,13 @@
 
 from pathlib import Path
 
+import pandas as pd
 import PIL.Image
 import pytest
 
 from helpers import compare
-from helpers.claims import VERDICTS, published, record
+from helpers.claims import VERDICTS, published, record, siblings
+from helpers.config import FIGURES
 
 CLAIMS = published()["claim"].tolist()
 
@@ -31,6 +33,22 @@ def test_every_claim_stands_beside_every_model(figures: Path):
     assert cards.loc[("two", CLAIMS[0]), "verdict"] == "does not hold"
     assert cards.loc[("one", CLAIMS[2]), "note"] == "a context of 64 tokens is too short"
     assert set(table["verdict"]) <= set(VERDICTS)
+
+
+def test_known_models_come_first_in_the_order_of_their_table(tmp_path: Path):
+    for name in ("aardvark", "zebra", "gpt2-small", "sibling-llama", "bookworm", "sibling-gpt2"):
+        record(tmp_path / name, name, CLAIMS[0], "holds", 1.0)
+    found = compare.models_with_cards(tmp_path)
+    assert found == ["bookworm", "gpt2-small", "sibling-gpt2", "sibling-llama", "aardvark", "zebra"]
+
+
+def test_the_committed_comparison_is_that_of_the_committed_cards():
+    told = pd.read_csv(FIGURES / "compared.csv")
+    models = list(told["model"].unique())
+    assert models == ["bookworm", *siblings()]
+    assert told["verdict"].tolist() == compare.report_cards(models)["verdict"].tolist()
+    for row in told[told["verdict"] == "not applicable"].itertuples():
+        assert row.note.strip()
 
 
 def test_what_was_not_run_says_so(figures: Path):
