@@ -80,9 +80,8 @@ def sae_folder(model: TransformerBridge, depth: int) -> Path:
     where, name = release(model), site(model, depth)
     if where.folder:
         return _whole(where.folder / name)
-    return snapshot(
-        f"SAE {name} of {where.name}", [where.hub_id], where.revision, _files(name), lambda at: _sound(at / name)
-    )
+    what, files = f"SAE {name} of {where.name}", _files(name)
+    return snapshot(what, [where.hub_id], where.revision, files, lambda folder: _whole(folder / name))
 
 
 def fetch(name: str) -> None:

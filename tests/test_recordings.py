@@ -31,7 +31,10 @@ TALK = (
 )
 GIVEN = ("The mill is open.", "I walked home.", "Was it cold?")
 SPEAKERS = (("Anna", "user"), ("Tom", "assistant"))
-BEFORE_MLP = {"gpt2": "ln_2", "gemma2": "pre_feedforward_layernorm", "gpt_neox": None}  # a part that reads it
+BEFORE_MLP = {  # a part that reads it
+    "gpt2": "ln_2", "gpt_neox": None,
+    "gemma2": "pre_feedforward_layernorm", "gemma3_text": "pre_feedforward_layernorm",
+}  # fmt: skip
 ERRORS = pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
 PLANTED = " storm"
 BLOCK, SIZE = 1, 6.0  # which block writes at that word, and how much
