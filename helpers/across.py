@@ -22,7 +22,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from helpers import emotions, geometry, regimes
 from helpers.activations import POSITIONS, residual_norms
 from helpers.config import CFG
-from helpers.decoding import Design, bootstrapped, curve, one_against_rest, read_by
+from helpers.decoding import Design, bootstrapped, curve, line, one_against_rest, read_by
 from helpers.directions import covariance_matched, unit
 from helpers.doses import Meter
 from helpers.extraction import comprehended, told, while_writing
@@ -50,6 +50,9 @@ class Comparison:
     name: str
     models: tuple[str, ...]
     beside: tuple[str, ...]  # one, or none
+
+    def __str__(self) -> str:
+        return f"Model: {self.name} (compared: {', '.join(self.models)})"
 
     @property
     def made_by(self) -> str:
@@ -161,6 +164,31 @@ def curves_of(table: pd.DataFrame, statistic: str, position: str, points: int | 
         raise ValueError(f"nothing was measured as {statistic!r} at {position!r}")
     grid = np.linspace(0, 1, points or max(drawn.shape[1] for drawn in by_model.values()))
     return {name: torch.tensor(_at(grid, drawn), dtype=torch.float32) for name, drawn in by_model.items()}
+
+
+def over_depth(
+    read: pd.DataFrame, twins: pd.DataFrame, statistic: str, position: str
+) -> tuple[dict[str, Float[Tensor, "draw depth"]], pd.DataFrame]:
+    """A statistic's `curves_of` all models, and the table that `across_plots.curves` draws, twins beside them."""
+    own = curves_of(read, statistic, position)
+    parts = [curve(drawn).assign(model=name, condition="the model") for name, drawn in own.items()]
+    for name, drawn in curves_of(twins, statistic, position).items():
+        parts.append(line(drawn[0]).assign(model=name, condition="untrained twin"))
+    drawn = pd.concat(parts)
+    return own, drawn.assign(**{"relative depth": drawn["depth"] / drawn["depth"].max()})
+
+
+def at_half_depth(table: pd.DataFrame, position: str) -> pd.DataFrame:
+    """The rows of every model's AUROC at a position and half of its depth."""
+    rows = table[(table["statistic"] == "AUROC") & (table["position"] == position)]
+    return rows[rows["depth"] == rows.groupby("model")["depth"].transform("max") // 2]
+
+
+def at_best(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows of every model's AUROC at the position and depth that its validation topics prefer."""
+    scores = table[table["statistic"] == "AUROC, validation"]
+    best = scores.sort_values("value").drop_duplicates("model", keep="last")[["model", "position", "depth"]]
+    return table[table["statistic"] == "AUROC"].merge(best)
 
 
 def by_emotion(table: pd.DataFrame, position: str, points: int) -> dict[str, Float[Tensor, "emotion depth"]]:

@@ -54,7 +54,8 @@ def style() -> None:
 def save(figure: Figure, table: pd.DataFrame, name: str, model: str, made_by: str | None = None) -> Figure:
     """Show the figure, marked with the model's name, and write figures/<model>/<name>.png and its numbers as .csv.
 
-    `made_by` is what the mark and the column `model` say where that is not the model of the folder.
+    `made_by` is what the mark says, and the column `model` of a table that has none, where that is not the model of
+    the folder.
     """
     stem = FIGURES / model / name
     written(figure, table, stem, made_by or model)
@@ -68,7 +69,8 @@ def written(figure: Figure, table: pd.DataFrame, stem: Path, model: str) -> None
     figure.text(1, 0, mark, ha="right", va="top", fontsize=8, color="0.4", in_layout=True)
     with replacing(stem.with_suffix(".png")) as file, replacing(stem.with_suffix(".csv")) as numbers:
         figure.savefig(file)
-        table.assign(model=model).to_csv(numbers, index=False, float_format="%.5g")
+        named = table if "model" in table else table.assign(model=model)  # rows of several models say whose they are
+        named.to_csv(numbers, index=False, float_format="%.5g")
 
 
 def shown(figure: Figure) -> None:

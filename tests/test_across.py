@@ -207,3 +207,32 @@ def test_steering_gives_one_regime_per_text(model: TransformerBridge):
     assert set(table["regime"]) <= set(REGIMES) and set(table["depth"]) == {1}
     assert set(table["dose"]) <= set(across.DOSES) and set(table["method"]) <= {"emotion", "random"}
     assert not table.duplicated(["method", "draw", "dose", "prompt"]).any()
+
+
+def test_curves_stand_beside_their_twins_over_relative_depth():
+    rng = np.random.default_rng(0)
+    read = long({"low": rng.random((3, 3)), "high": rng.random((3, 5))}, statistic="AUROC", position="mean")
+    twins = read.assign(value=0.5)
+    own, table = across.over_depth(read, twins, "AUROC", "mean")
+    assert list(own) == ["low", "high"] and table.groupby(["model", "condition"]).size().tolist() == [5] * 4
+    assert table["relative depth"].unique().tolist() == [0, 0.25, 0.5, 0.75, 1]
+    assert (table.loc[table["condition"] == "untrained twin", "value"] == 0.5).all()
+    values = table[(table["model"] == "high") & (table["condition"] == "the model")]["value"]
+    assert np.allclose(values, read[(read["model"] == "high") & (read["draw"] == 0)]["value"])
+
+
+def test_a_way_is_read_at_half_depth_or_where_validation_prefers():
+    curves = {"low": np.array([[0.1, 0.2, 0.3]]), "high": np.array([[0.5, 0.6, 0.7, 0.8, 0.9]])}
+    rows = [long(curves, statistic="AUROC", position=position) for position in ("mean", "last token")]
+    trial = [rows[0].assign(statistic="AUROC, validation", value=-rows[0]["value"])]
+    trial.append(rows[1].assign(statistic="AUROC, validation", value=-2.0))
+    table = pd.concat([*rows, *trial])
+    assert across.at_half_depth(table, "mean").set_index("model")["value"].to_dict() == {"low": 0.2, "high": 0.7}
+    best = across.at_best(table)
+    assert best.set_index("model")["value"].to_dict() == {"low": 0.1, "high": 0.5} and set(best["position"]) == {"mean"}
+
+
+def test_a_comparison_says_which_models_it_is_about():
+    assert str(comparison({"MODELS": "gpt2-small qwen3-0.6b"})) == (
+        "Model: gpt2-small+qwen3-0.6b (compared: gpt2-small, qwen3-0.6b)"
+    )

@@ -30,7 +30,7 @@ def read(name: str) -> pd.DataFrame:
 
 
 def training(work: Path) -> pd.DataFrame:
-    """AUROC of every snapshot and the finished model of a work folder: tokens, position, depth, value, low, high."""
+    """AUROC of every snapshot and the finished model of a work folder: model, tokens, position, depth, value, low, high."""
     folders = {int(folder.name): folder for folder in (work / "snapshots").iterdir()}
     folders[json.loads((work / "trained.json").read_text())["tokens_seen"]] = work / "model"
     found = []
@@ -38,8 +38,8 @@ def training(work: Path) -> pd.DataFrame:
         table = read(str(folder)).query("statistic == 'AUROC'")
         for position, rows in table.groupby("position", sort=False):
             drawn = torch.tensor(rows.pivot(index="draw", columns="depth", values="value").to_numpy())
-            found.append(curve(drawn).assign(tokens=tokens, position=position))
-    return pd.concat(found)[["tokens", "position", "depth", "value", "low", "high"]]
+            found.append(curve(drawn).assign(model=FIRST, tokens=tokens, position=position))
+    return pd.concat(found)[["model", "tokens", "position", "depth", "value", "low", "high"]]
 
 
 def seed(folder: Path) -> pd.DataFrame:
