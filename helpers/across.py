@@ -172,7 +172,8 @@ def over_depth(
     """A statistic's `curves_of` all models, and the table that `across_plots.curves` draws, twins beside them."""
     own = curves_of(read, statistic, position)
     parts = [curve(drawn).assign(model=name, condition="the model") for name, drawn in own.items()]
-    for name, drawn in curves_of(twins, statistic, position).items():
+    points = parts[0].shape[0]
+    for name, drawn in curves_of(twins, statistic, position, points).items():
         parts.append(line(drawn[0]).assign(model=name, condition="untrained twin"))
     drawn = pd.concat(parts)
     return own, drawn.assign(**{"relative depth": drawn["depth"] / drawn["depth"].max()})
@@ -260,7 +261,8 @@ def ways_compared(comprehension: pd.DataFrame, generation: pd.DataFrame) -> tupl
     Tables with the columns model, draw, value: one value per model and draw. Columns condition, statistic, value, low,
     high. p is the two-sided test as published, which takes every model for an independent sample.
     """
-    ways = [table.pivot(index="draw", columns="model", values="value") for table in (comprehension, generation)]
+    names = comprehension["model"].unique()
+    ways = [table.pivot(index="draw", columns="model", values="value")[names] for table in (comprehension, generation)]
     drawn = {"comprehension": ways[0], "generation": ways[1], "generation minus comprehension": ways[1] - ways[0]}
     rows = []
     for statistic, by_model in drawn.items():

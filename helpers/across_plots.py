@@ -38,7 +38,7 @@ def curves(table: pd.DataFrame, ylabel: str, chance: float | None = None) -> Fig
             ax.axhline(chance, color="black", lw=0.8, ls="--")
         ax.set(xlabel="relative depth", title=model)
     axes[0, 0].set_ylabel(ylabel)
-    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="lower center", ncols=3, bbox_to_anchor=(0.5, -0.08))
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="lower center", ncols=3, bbox_to_anchor=(0.5, 1))
     figure.tight_layout()
     return figure
 
@@ -90,19 +90,21 @@ def regimes(table: pd.DataFrame, xlabel: str) -> Figure:
             if method == methods[-1]:
                 ax.set_xlabel(xlabel)
         line[0].set_ylabel(f"{method}\nshare of texts")
-    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="lower center", ncols=4, bbox_to_anchor=(0.5, -0.06))
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="lower center", ncols=4, bbox_to_anchor=(0.5, 1))
     figure.tight_layout()
     return figure
 
 
 def likeness(table: pd.DataFrame) -> Figure:
     """Correlation of every model with every other, one square per `panel`. Columns panel, model, other, r."""
-    panels, models = list(table["panel"].unique()), list(table["model"].unique())
-    side = 0.62 * len(models) + 1.4
+    panels = list(table["panel"].unique())
+    side = 0.62 * table["model"].nunique() + 1.4
     figure, axes = plt.subplots(1, len(panels), figsize=(side * len(panels) + 0.6, side), squeeze=False)
     for ax, panel in zip(axes[0], panels):
-        grid = table[table["panel"] == panel].pivot(index="model", columns="other", values="r").loc[models, models]
-        labels = {"xticklabels": True, "yticklabels": ax is axes[0, 0]}
+        here = table[table["panel"] == panel]
+        models = list(here["model"].unique())
+        grid = here.pivot(index="model", columns="other", values="r").loc[models, models]
+        labels = {"xticklabels": True, "yticklabels": True}
         sns.heatmap(
             grid, ax=ax, cmap="cividis", vmin=0, vmax=1, annot=True, fmt=".2f", square=True, cbar=False, **labels
         )
