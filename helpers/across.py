@@ -50,6 +50,7 @@ class Comparison:
     name: str
     models: tuple[str, ...]
     beside: tuple[str, ...]  # one, or none
+    source: Mapping[str, str]  # what `load_model` takes for each of them
 
     def __str__(self) -> str:
         return f"Model: {self.name} (compared: {', '.join(self.models)})"
@@ -67,14 +68,19 @@ class Comparison:
 def comparison(environ: Mapping[str, str] = os.environ) -> Comparison:
     """The models that MODELS names, separated by spaces; without it the siblings, and MODEL beside them.
 
-    Raises ValueError or FileNotFoundError for a name that `models.source` does not know, before anything is loaded.
+    Raises ValueError or FileNotFoundError for a name that `models.source` does not know, and ValueError for two models
+    that would go by the same name, before anything is loaded.
     """
     known = known_models()
     if asked := tuple(dict.fromkeys(environ.get("MODELS", "").split())):
-        return Comparison("+".join(slug(name) for name in asked), asked, ())
+        names = tuple(slug(each) for each in asked)
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise ValueError(f"MODELS names {twice[0]!r} twice: {', '.join(asked)}")
+        return Comparison("+".join(names), names, (), dict(zip(names, asked)))
     siblings = tuple(known.index[known["folder"].str.startswith("siblings/")])
     beside = environ.get("MODEL") or DEFAULT
-    return Comparison(slug(beside), siblings, () if beside in siblings else (beside,))
+    aside = () if beside in siblings else (slug(beside),)
+    return Comparison(slug(beside), siblings, aside, dict.fromkeys(aside, beside) | dict(zip(siblings, siblings)))
 
 
 def comprehension(model: TransformerBridge, depths: Sequence[int]) -> pd.DataFrame:

@@ -20,7 +20,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from helpers.activations import progress
 from helpers.cells import fingerprint, kept, surroundings
 from helpers.config import CFG, DATA
-from helpers.models import load_model, untrained_twin
+from helpers.models import load_model, slug, untrained_twin
 from helpers.sweeps import Methods, sweep
 
 Measure = Callable[[TransformerBridge, tuple[int, ...]], pd.DataFrame]
@@ -61,7 +61,7 @@ def workers(where: str | None = None) -> Iterator[None]:
 
 
 def spread(tasks: Sequence[Task], folder: Path) -> pd.DataFrame:
-    """The tables of all tasks in their order, with columns model, untrained and measured before them.
+    """The tables of all tasks in their order, with columns model (its slug), untrained and measured before them.
 
     Inside `workers` the tasks run there, otherwise here. `folder` keeps the tables; workers on other machines need to
     see it under the same path. A bar shows how many are done and how long the rest will take.
@@ -70,7 +70,7 @@ def spread(tasks: Sequence[Task], folder: Path) -> pd.DataFrame:
     with progress(len(tasks), "task", "measuring") as bar:
         done = Parallel(return_as="generator", batch_size=1)(delayed(_measured)(task, folder) for task in tasks)
         for task, table in zip(tasks, done):
-            table.insert(0, "model", task.model)
+            table.insert(0, "model", slug(task.model))
             table.insert(1, "untrained", task.untrained)
             table.insert(2, "measured", task.measure.__name__)
             tables.append(table)

@@ -1,9 +1,9 @@
 """Run the notebooks in order, each from top to bottom in a fresh kernel: `python notebooks/run.py [--only 01 04]`.
 
 The model comes from the environment variable MODEL. On bookworm an executed notebook takes the place of the committed
-one; on any other model it goes to figures/<model>/, on a reduced grid always to figures/reduced-grid/<model>/. What
-differs from run to run is dropped, so that a changed file means a changed result. The first failing cell ends the run,
-and its notebook stays as it was.
+one; on any other model it goes to figures/<model>/, on a reduced grid always to figures/reduced-grid/<model>/. MODELS
+names several, which notebook 07 alone compares. What differs from run to run is dropped, so that a changed file means a
+changed result. The first failing cell ends the run, and its notebook stays as it was.
 """
 
 import argparse
@@ -29,6 +29,7 @@ from helpers.files import replacing
 
 NOTEBOOKS = Path(__file__).resolve().parent
 DEFAULT = "bookworm"
+COMPARES = ["07"]  # the notebook that reads MODELS
 RUN_METADATA = ["metadata.widgets", "cell.metadata.execution", "cell.metadata.ExecuteTime", "cell.metadata.collapsed"]
 KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
 LANGUAGE = {"file_extension": ".py", "mimetype": "text/x-python", "name": "python"}
@@ -71,7 +72,14 @@ def model_name(environ: dict[str, str]) -> str:
 
 
 def output_folder(model: str, notebooks: Path = NOTEBOOKS, figures: Path = FIGURES) -> Path:
-    """Where the executed notebooks of `model` go. Raises what helpers.models raises for an unknown name."""
+    """Where the executed notebooks of `model` go, or that of MODELS.
+
+    Raises what helpers.models raises for an unknown name.
+    """
+    if os.environ.get("MODELS"):
+        from helpers.across import comparison
+
+        return figures / comparison().name
     committed = not CFG.label
     if model == DEFAULT and committed:
         return notebooks
@@ -159,11 +167,14 @@ def main(arguments: list[str] | None = None, notebooks: Path = NOTEBOOKS, figure
     parser.add_argument("--only", nargs="+", metavar="NN", help="beginnings of names, e.g. 01 04")
     only = parser.parse_args(arguments).only
     os.environ["MODEL"] = model = model_name(dict(os.environ))
+    compared = os.environ["MODELS"] = " ".join(
+        model_name({"MODEL": each}) for each in os.environ.get("MODELS", "").split()
+    )
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # PyTorch on huge pages: about a tenth faster
     try:
-        sources = chosen(notebooks, only)
+        sources = chosen(notebooks, COMPARES if compared and not only else only)
         folder = output_folder(model, notebooks, figures)
-        print(f"Model: {model}. Notebooks: {', '.join(source.stem for source in sources)}", flush=True)
+        print(f"Model: {compared or model}. Notebooks: {', '.join(source.stem for source in sources)}", flush=True)
         run(sources, folder, figures / DEFAULT if folder == notebooks else folder)
     except (Failure, OSError, ValueError) as error:
         print(f"\n{error}", file=sys.stderr)

@@ -55,6 +55,15 @@ def test_named_models_are_compared_instead():
     assert study.everyone == ("gpt2-small", "qwen3-0.6b") and study.name == "gpt2-small+qwen3-0.6b"
 
 
+def test_a_model_goes_by_its_short_name_wherever_it_lies(tmp_path):
+    (tmp_path / "mine").mkdir()
+    study = comparison({"MODELS": f"{tmp_path / 'mine'} openai-community/gpt2 someone/model@abc"})
+    assert study.models == ("local--mine", "gpt2-small", "someone--model@abc")
+    assert study.source["local--mine"] == str(tmp_path / "mine")
+    with pytest.raises(ValueError, match="MODELS names 'gpt2-small' twice: gpt2-small, gpt2"):
+        comparison({"MODELS": "gpt2-small gpt2"})
+
+
 def test_an_unknown_model_is_refused_before_anything_runs():
     with pytest.raises(ValueError, match=r"Unknown model 'gpt2-smal'\. Did you mean 'gpt2-small'"):
         comparison({"MODELS": "bookworm gpt2-smal"})

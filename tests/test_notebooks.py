@@ -222,6 +222,26 @@ def test_notebooks_run_on_a_random_model_of_another_family(
     assert set(recorded["verdict"]) <= set(VERDICTS)
 
 
+def test_notebook_07_compares_any_models(
+    model_folder: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    folders = [_longer(model_folder(family), tmp_path / f"random-{family}", 256) for family in ("llama", "gpt_neox")]
+    slugs = [f"local--{folder.name}" for folder in folders]
+    card = tmp_path / "figures" / "+".join(slugs)
+    choices = {"FIGURES": tmp_path / "figures", "GRID": "reduced", "WORKERS": 1, "OMP_NUM_THREADS": 1}
+    for name, value in {**choices, "MODELS": " ".join(map(str, folders))}.items():
+        monkeypatch.setenv(name, str(value))
+    [path] = run.chosen(run.NOTEBOOKS, ["07"])
+    run.run([path], tmp_path / "executed", card)
+    done = nbformat.read(tmp_path / "executed" / path.name, as_version=4)
+    for saved in _saved(done):
+        assert (card / f"{saved}.png").is_file()
+    curves = pd.read_csv(card / "07_separation.csv")
+    assert set(curves["model"]) == set(slugs) and set(curves["relative depth"]) >= {0, 1}
+    recorded = claims.recorded(card, card.name)
+    assert recorded["claim"].tolist() == ["B-architecture-invariant"] and set(recorded["verdict"]) <= set(VERDICTS)
+
+
 def test_notebooks_about_saes_are_skipped_for_a_model_without_any(
     random_run: Callable, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):

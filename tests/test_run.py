@@ -24,8 +24,9 @@ FAILING = ["x = 1", "x / 0", "print('never reached')"]
 
 @pytest.fixture
 def notebooks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty folder for notebooks; MODEL is not set."""
+    """An empty folder for notebooks; MODEL is not set, nor MODELS."""
     monkeypatch.setenv("MODEL", "")
+    monkeypatch.setenv("MODELS", "")
     folder = tmp_path / "notebooks"
     folder.mkdir()
     return folder
@@ -147,6 +148,19 @@ def test_another_model_leaves_the_committed_notebook_alone(
     assert "some-model" in copies[0].parent.name
     outputs = nbformat.read(copies[0], as_version=4).cells[1].outputs
     assert outputs[0].text == "some-organisation/some-model notebooks\n"
+
+
+def test_several_models_go_through_the_notebook_that_compares_them_and_replace_nothing(
+    notebooks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    for name in ("06_good", "07_good"):
+        _notebook(notebooks / f"{name}.ipynb", GOOD)
+    before = {path: path.read_bytes() for path in notebooks.iterdir()}
+    monkeypatch.setenv("MODELS", "gpt2-small qwen3-0.6b")
+    assert run.main([], notebooks, tmp_path / "figures") == 0
+    assert {path: path.read_bytes() for path in notebooks.iterdir()} == before
+    assert [path.name for path in (tmp_path / "figures" / "gpt2-small+qwen3-0.6b").iterdir()] == ["07_good.ipynb"]
+    assert "Model: gpt2-small qwen3-0.6b. Notebooks: 07_good" in capsys.readouterr().out
 
 
 def test_a_notebook_that_a_model_cannot_run_is_skipped_and_its_claims_say_why(

@@ -16,6 +16,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from helpers import sweeps
 from helpers import workers as module
 from helpers.activations import residual_norms
+from helpers.models import slug
 from helpers.steering import Ablate, Add
 from helpers.sweeps import Writing, sweep
 from helpers.workers import Task, spread, swept, workers
@@ -80,7 +81,7 @@ def plain(table: pd.DataFrame) -> pd.DataFrame:
 
 def test_tables_come_in_the_order_of_the_tasks_with_their_names(tasks: list[Task], tmp_path: Path):
     table = spread(tasks, tmp_path)
-    assert table["model"].tolist() == [task.model for task in tasks]
+    assert table["model"].tolist() == [slug(task.model) for task in tasks]
     assert table["depth"].tolist() == [task.depths[0] for task in tasks]
     assert set(table["measured"]) == {"norms"} and not table["untrained"].any()
 

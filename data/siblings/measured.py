@@ -30,7 +30,7 @@ def read(name: str) -> pd.DataFrame:
 
 
 def training(work: Path) -> pd.DataFrame:
-    """AUROC of every snapshot and the finished model of a work folder: model, tokens, position, depth, value, low, high."""
+    """AUROC of every snapshot and of the finished model: model, tokens, position, depth, value, low, high."""
     folders = {int(folder.name): folder for folder in (work / "snapshots").iterdir()}
     folders[json.loads((work / "trained.json").read_text())["tokens_seen"]] = work / "model"
     found = []
