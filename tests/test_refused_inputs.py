@@ -27,6 +27,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from transformers import AutoModelForCausalLM
 
 from helpers import claims, hub, playground, plots, recordings, scan, scenarios
+from helpers.across import comparison
 from helpers.activations import at_positions, every_token, residual_norms, residuals, token_projections
 from helpers.cells import kept
 from helpers.config import DATA, ROOT
@@ -35,6 +36,7 @@ from helpers.directions import logit_lens, mean_difference, projections
 from helpers.doses import Meter
 from helpers.features import pursuit
 from helpers.files import csv_rows
+from helpers.hub import Damaged
 from helpers.models import load_model
 from helpers.patching import ran
 from helpers.playground import opened, parsed_pairs
@@ -468,6 +470,29 @@ REFUSED = {
             "an index of weights that are pickled",
             lambda x: load_model(folder_with(x, "model.safetensors.index.json", b'{"weight_map": {"w": "w.bin"}}')),
             "Pickled weights are not read: convert them",
+        ),
+        Refused(
+            "weights that are cut off",
+            lambda x: load_model(folder_with(x, "model.safetensors", b"cut off")),
+            r"model\.safetensors is damaged \(",
+            Damaged,
+        ),
+        Refused(
+            "an index of which a part is missing",
+            lambda x: load_model(
+                folder_with(x, "model.safetensors.index.json", b'{"weight_map": {"w": "2.safetensors"}}')
+            ),
+            r"lacks 2\.safetensors, a part of the weights that its index names",
+        ),
+        Refused(
+            "an unknown device",
+            lambda x: load_model(str(x.model.cfg.folder), device="gpu"),
+            "Unknown device 'gpu': give 'cuda', 'cpu', or auto or balanced",
+        ),
+        Refused(
+            "one model twice in a comparison",
+            lambda x: comparison({"MODELS": "gpt2 gpt2-small"}),
+            "MODELS names 'gpt2-small' twice: gpt2, gpt2-small",
         ),
         Refused(
             "an unknown model", lambda x: load_model("gpt2-smal"), "Unknown model 'gpt2-smal'. Did you mean 'gpt2-sm"
