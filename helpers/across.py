@@ -21,6 +21,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from helpers import emotions, geometry, regimes
 from helpers.activations import POSITIONS, residual_norms
+from helpers.claims import siblings
 from helpers.config import CFG
 from helpers.decoding import Design, bootstrapped, curve, line, one_against_rest, read_by
 from helpers.directions import covariance_matched, unit
@@ -28,7 +29,7 @@ from helpers.doses import Meter
 from helpers.extraction import comprehended, told, while_writing
 from helpers.findings import SPLITS
 from helpers.geometry import AllDepths
-from helpers.models import DEFAULT, known_models, slug
+from helpers.models import DEFAULT, slug
 from helpers.prompts import beginnings, neutral_texts
 from helpers.stats import interval, pearson, permutation_p
 from helpers.steering import Add
@@ -71,16 +72,14 @@ def comparison(environ: Mapping[str, str] = os.environ) -> Comparison:
     Raises ValueError or FileNotFoundError for a name that `models.source` does not know, and ValueError for two models
     that would go by the same name, before anything is loaded.
     """
-    known = known_models()
     if asked := tuple(dict.fromkeys(environ.get("MODELS", "").split())):
         names = tuple(slug(each) for each in asked)
         if twice := [name for name in names if names.count(name) > 1]:
             raise ValueError(f"MODELS names {twice[0]!r} twice: {', '.join(asked)}")
         return Comparison("+".join(names), names, (), dict(zip(names, asked)))
-    siblings = tuple(known.index[known["folder"].str.startswith("siblings/")])
-    beside = environ.get("MODEL") or DEFAULT
-    aside = () if beside in siblings else (slug(beside),)
-    return Comparison(slug(beside), siblings, aside, dict.fromkeys(aside, beside) | dict(zip(siblings, siblings)))
+    models, beside = tuple(siblings()), environ.get("MODEL") or DEFAULT
+    aside = () if beside in models else (slug(beside),)
+    return Comparison(slug(beside), models, aside, dict.fromkeys(aside, beside) | dict(zip(models, models)))
 
 
 def comprehension(model: TransformerBridge, depths: Sequence[int]) -> pd.DataFrame:

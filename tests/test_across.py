@@ -11,10 +11,11 @@ from transformer_lens.model_bridge import TransformerBridge
 from helpers import across, emotions
 from helpers.across import alike, apart, best_depths, by_emotion, comparison, curves_of, interaction, ways_compared
 from helpers.activations import POSITIONS
+from helpers.claims import siblings
 from helpers.models import known_models
 from helpers.regimes import REGIMES
 
-SIBLINGS = [name for name, row in known_models().iterrows() if row["folder"].startswith("siblings/")]
+SIBLINGS = siblings()
 
 
 def noisy(models: int, units: int, depths: int, seed: int) -> Tensor:
