@@ -51,7 +51,7 @@ class Comparison:
     name: str
     models: tuple[str, ...]
     beside: tuple[str, ...]  # one, or none
-    source: Mapping[str, str]  # what `load_model` takes for each of them
+    sources: Mapping[str, str]  # what `load_model` takes for each of them
 
     def __str__(self) -> str:
         return f"Model: {self.name} (compared: {', '.join(self.models)})"

@@ -60,7 +60,7 @@ def test_a_model_goes_by_its_short_name_wherever_it_lies(tmp_path):
     (tmp_path / "mine").mkdir()
     study = comparison({"MODELS": f"{tmp_path / 'mine'} openai-community/gpt2 someone/model@abc"})
     assert study.models == ("local--mine", "gpt2-small", "someone--model@abc")
-    assert study.source["local--mine"] == str(tmp_path / "mine")
+    assert study.sources["local--mine"] == str(tmp_path / "mine")
     with pytest.raises(ValueError, match="MODELS names 'gpt2-small' twice: gpt2-small, gpt2"):
         comparison({"MODELS": "gpt2-small gpt2"})
 
