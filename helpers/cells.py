@@ -9,6 +9,7 @@ from dataclasses import fields, is_dataclass
 from importlib.metadata import version
 from inspect import isfunction, unwrap
 from pathlib import Path
+from types import CodeType, EllipsisType
 
 import joblib
 import pandas as pd
@@ -66,6 +67,10 @@ def _plain(part: object) -> object:
     match part:
         case None | str() | bytes() | bool() | int() | float():
             return part
+        case EllipsisType():
+            return ["..."]
+        case CodeType():
+            return ["code", part.co_code, *part.co_names, _plain(part.co_consts)]
         case torch.Tensor():
             data = part.detach().cpu().contiguous()
             return [str(data.dtype), list(data.shape), data.reshape(-1).view(torch.uint8).numpy()]
@@ -83,11 +88,13 @@ def _plain(part: object) -> object:
             return ["set", *sorted(joblib.hash(_plain(each)) for each in part)]
         case Sequence():
             return [_plain(each) for each in part]
-    if isfunction(part):
-        return [part.__module__, part.__qualname__, _code(part)]
+    if isfunction(part):  # one that was edited in a notebook is known for another
+        inner = unwrap(part)
+        enclosed = [cell.cell_contents for cell in inner.__closure__ or ()]
+        return [part.__module__, part.__qualname__, *map(_plain, (inner.__code__, inner.__defaults__, enclosed))]
     if is_dataclass(part):
         values = [[field.name, _plain(getattr(part, field.name))] for field in fields(part)]
-        return [type(part).__name__, _code(getattr(type(part), "difference", None)), values]
+        return [type(part).__name__, _plain(getattr(type(part), "difference", None)), values]
     raise TypeError(f"cannot tell whether a {type(part).__name__} has changed: give text, numbers, tables or tensors")
 
 
@@ -96,11 +103,3 @@ def _settings(module: torch.nn.Module) -> str:
     config = getattr(module, "config", None) or getattr(module, "cfg", None)
     settings = config.to_dict() if hasattr(config, "to_dict") else {}
     return str(sorted((name, str(value)) for name, value in settings.items() if name != "_name_or_path"))
-
-
-def _code(function: Callable | None) -> list:
-    """What a function computes, so that one edited in a notebook is known for another."""
-    if function is None:
-        return []
-    code = unwrap(function).__code__
-    return [code.co_code, list(code.co_names), [each for each in code.co_consts if isinstance(each, int | float | str)]]
