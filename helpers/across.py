@@ -155,20 +155,15 @@ def steering(model: TransformerBridge, depths: Sequence[int]) -> pd.DataFrame:
     return runs[runs["method"] != "none"].drop(columns="text").reset_index(drop=True)
 
 
-def curves_of(table: pd.DataFrame, statistic: str, position: str, points: int | None = None) -> dict[str, Tensor]:
-    """Draw x relative depth of every model, from a table of `workers.spread`.
-
-    All at as many `points`, evenly spaced (without: as many as the highest model has), linear in between.
-    """
+def curves_of(table: pd.DataFrame, statistic: str, position: str) -> dict[str, Float[Tensor, "draw depth"]]:
+    """Every model's curves over its own depths, from a table of `workers.spread`."""
     chosen = table[(table["statistic"] == statistic) & (table["position"] == position)]
-    by_model = {
-        name: rows.pivot(index="draw", columns="depth", values="value").to_numpy()
+    if chosen.empty:
+        raise ValueError(f"nothing was measured as {statistic!r} at {position!r}")
+    return {
+        name: torch.tensor(rows.pivot(index="draw", columns="depth", values="value").to_numpy()).float()
         for name, rows in chosen.groupby("model", sort=False)
     }
-    if not by_model:
-        raise ValueError(f"nothing was measured as {statistic!r} at {position!r}")
-    grid = np.linspace(0, 1, points or max(drawn.shape[1] for drawn in by_model.values()))
-    return {name: torch.tensor(_at(grid, drawn), dtype=torch.float32) for name, drawn in by_model.items()}
 
 
 def over_depth(
@@ -177,11 +172,11 @@ def over_depth(
     """A statistic's `curves_of` all models, and the table that `across_plots.curves` draws, twins beside them."""
     own = curves_of(read, statistic, position)
     parts = [curve(drawn).assign(model=name, condition="the model") for name, drawn in own.items()]
-    points = parts[0].shape[0]
-    for name, drawn in curves_of(twins, statistic, position, points).items():
+    for name, drawn in curves_of(twins, statistic, position).items():
         parts.append(line(drawn[0]).assign(model=name, condition="untrained twin"))
-    drawn = pd.concat(parts)
-    return own, drawn.assign(**{"relative depth": drawn["depth"] / drawn["depth"].max()})
+    for part in parts:
+        part["relative depth"] = part["depth"] / part["depth"].max()
+    return own, pd.concat(parts)
 
 
 def at_half_depth(table: pd.DataFrame, position: str) -> pd.DataFrame:
@@ -197,14 +192,18 @@ def at_best(table: pd.DataFrame) -> pd.DataFrame:
     return table[table["statistic"] == "AUROC"].merge(best)
 
 
-def by_emotion(table: pd.DataFrame, position: str, points: int) -> dict[str, Float[Tensor, "emotion depth"]]:
-    """AUROC of every emotion over relative depth, by model, all at the same `points`. Rows of "AUROC of one"."""
-    grid = np.linspace(0, 1, points)
+def by_emotion(table: pd.DataFrame, position: str) -> dict[str, Float[Tensor, "emotion depth"]]:
+    """AUROC of every emotion over relative depth, by model. Rows of "AUROC of one".
+
+    All have as many points, evenly spaced, as the highest of the models has depths; lower ones are linear in between.
+    """
+    chosen = table[table["position"] == position]
+    grid = np.linspace(0, 1, chosen["depth"].max() + 1)
     return {
         name: torch.tensor(
             _at(grid, rows.pivot(index="unit", columns="depth", values="value").loc[emotions.names()].to_numpy())
         ).float()
-        for name, rows in table[table["position"] == position].groupby("model", sort=False)
+        for name, rows in chosen.groupby("model", sort=False)
     }
 
 

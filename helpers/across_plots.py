@@ -142,4 +142,4 @@ def claims(table: pd.DataFrame) -> Figure:
 
 
 def _short(tokens: int) -> str:
-    return f"{tokens / 1e6:g} M" if tokens >= 1e6 else f"{tokens / 1e3:g} k"
+    return f"{tokens / 1e6:.3g} M" if tokens >= 1e6 else f"{tokens / 1e3:.3g} k"

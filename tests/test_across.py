@@ -79,11 +79,16 @@ def test_there_is_one_sibling_per_family():
 
 
 def test_models_of_different_height_meet_at_relative_depth():
-    table = long({"low": np.array([[0.0, 1.0, 2.0]]), "high": np.array([[0.0, 0.5, 1.0, 1.5, 2.0]])})
-    table = table.assign(statistic="AUROC", position="mean")
+    heights = {"low": np.array([[0.0, 1.0, 2.0]]), "high": np.array([[0.0, 0.5, 1.0, 1.5, 2.0]])}
+    parts = [long(heights, unit=emotion, position="mean") for emotion in emotions.names()]
+    found = by_emotion(pd.concat(parts), "mean")
+    assert torch.allclose(found["low"], found["high"]) and found["low"].shape == (len(emotions.names()), 5)
+
+
+def test_every_model_keeps_its_own_depths():
+    table = long({"low": np.eye(2, 3), "high": np.eye(2, 5)}, statistic="AUROC", position="mean")
     found = curves_of(table, "AUROC", "mean")
-    assert torch.allclose(found["low"], found["high"]) and found["low"].shape == (1, 5)
-    assert curves_of(table, "AUROC", "mean", 3)["high"].tolist() == [[0.0, 1.0, 2.0]]
+    assert found["low"].tolist() == np.eye(2, 3).tolist() and found["high"].shape == (2, 5)
 
 
 def test_what_was_not_measured_is_named():
@@ -195,7 +200,7 @@ def test_comprehension_measures_every_position_and_depth(model: TransformerBridg
     table = across.comprehension(model, depths).assign(model="tiny")
     draws = table[table["statistic"] == "AUROC"]
     assert len(draws) == len(POSITIONS) * len(depths) * (across.DRAWS + 1) and draws["value"].between(0, 1).all()
-    shapes = by_emotion(table[table["statistic"] == "AUROC of one"], "mean", len(depths))
+    shapes = by_emotion(table[table["statistic"] == "AUROC of one"], "mean")
     assert list(shapes) == ["tiny"] and shapes["tiny"].shape == (len(emotions.names()), len(depths))
     mean = curves_of(table, "AUROC", "mean")["tiny"][0]
     assert torch.allclose(shapes["tiny"].mean(0), mean, atol=1e-5)
@@ -224,8 +229,10 @@ def test_curves_stand_beside_their_twins_over_relative_depth():
     read = long({"low": rng.random((3, 3)), "high": rng.random((3, 5))}, statistic="AUROC", position="mean")
     twins = read[read["model"] == "low"].assign(value=0.5)  # lower than the highest model
     own, table = across.over_depth(read, twins, "AUROC", "mean")
-    assert list(own) == ["low", "high"] and table.groupby(["model", "condition"]).size().tolist() == [5] * 3
-    assert table["relative depth"].unique().tolist() == [0, 0.25, 0.5, 0.75, 1]
+    assert list(own) == ["low", "high"]
+    places = table.groupby(["condition", "model"])["relative depth"].agg(list).to_dict()
+    low, high = [0, 0.5, 1], [0, 0.25, 0.5, 0.75, 1]
+    assert places == {("the model", "low"): low, ("the model", "high"): high, ("untrained twin", "low"): low}
     assert (table.loc[table["condition"] == "untrained twin", "value"] == 0.5).all()
     values = table[(table["model"] == "high") & (table["condition"] == "the model")]["value"]
     assert np.allclose(values, read[(read["model"] == "high") & (read["draw"] == 0)]["value"])
