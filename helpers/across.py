@@ -277,6 +277,16 @@ def ways_compared(comprehension: pd.DataFrame, generation: pd.DataFrame) -> tupl
     return pd.concat(rows, ignore_index=True), float(p)
 
 
+def surgical(steered: pd.DataFrame) -> Float[Tensor, "model prompt dose"]:
+    """Share of surgical texts under the vectors of emotions, at the doses that all of these reach in every model."""
+    own = steered[steered["method"] == "emotion"].assign(surgical=steered["regime"] == "surgical")
+    vectors = own[["model", "draw"]].drop_duplicates()
+    reached = own.drop_duplicates(["model", "draw", "dose"])["dose"].value_counts()
+    own = own[own["dose"].isin(reached.index[reached == len(vectors)])]
+    shares = own.groupby(["model", "prompt", "dose"], sort=False)["surgical"].mean().unstack().unstack("prompt")
+    return torch.tensor(shares.to_numpy(float)).float().unflatten(1, (-1, own["prompt"].nunique())).mT
+
+
 def alike(table: pd.DataFrame) -> pd.DataFrame:
     """Correlation of the emotions' geometries between models, never on the same texts: model, other, r, low, high.
 

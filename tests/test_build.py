@@ -81,6 +81,8 @@ def test_siblings_are_small_and_have_about_as_many_weights():
 
 @pytest.mark.parametrize("asked", [["--tokens", "0"], ["--minutes", "0"], ["--tokens", "-5", "--sibling", "llama"]])
 def test_a_budget_of_nothing_is_refused(corpus, tmp_path, monkeypatch, asked):
+    for whole_process, setting in ((build.logging, "disable_progress_bar"), (torch, "use_deterministic_algorithms")):
+        monkeypatch.setattr(whole_process, setting, lambda *_: None)
     monkeypatch.setattr("sys.argv", ["build.py", str(corpus), str(tmp_path / "out"), *asked])
     with pytest.raises((SystemExit, ValueError), match="the budget is a positive number of tokens or of minutes"):
         build.main()
