@@ -41,9 +41,9 @@ def workers(where: str | None = None) -> Iterator[None]:
     """Tasks of the block go to `where`: a number of processes, or the address of a Dask scheduler ("tcp://...").
 
     Without `where`, the environment variable WORKERS; without that, one process per CPU core, or this process alone
-    where there is a GPU. Each process gets its share of the cores; a cluster of one worker leaves the tasks to this one.
-    Raises ValueError for anything else, and ImportError
-    where Dask is asked for and not installed.
+    where there is a GPU. Each process gets its share of the cores. joblib leaves the tasks of a cluster with a single
+    worker to this process. Raises ValueError for anything else, and ImportError where Dask is asked for and not
+    installed.
     """
     where = where or os.environ.get("WORKERS") or str(1 if torch.cuda.is_available() else os.cpu_count() or 1)
     if "://" in where:
