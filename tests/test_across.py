@@ -1,5 +1,7 @@
 """Differences between models that were planted are found, and none where there is none."""
 
+from itertools import product
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -176,23 +178,13 @@ def test_two_ways_are_compared_within_and_over_models():
 
 
 def test_surgical_texts_are_counted_where_every_vector_reaches():
-    rows = [
-        (
-            model,
-            method,
-            draw,
-            dose,
-            prompt,
-            "surgical" if (model, prompt) == ("b", 1) and draw < 2 - dose else "explosive",
-        )
-        for model in "ba"
-        for method in ("emotion", "random")
-        for draw in (0, 1)
-        for dose in (0.1, 1.0, 3.0)
-        for prompt in (0, 1, 2)
-        if not (model == "a" and draw == 1 and dose == 3.0)
-    ]
-    table = pd.DataFrame(rows, columns=["model", "method", "draw", "dose", "prompt", "regime"])
+    table = pd.DataFrame(
+        product("ba", ("emotion", "random"), (0, 1), (0.1, 1.0, 3.0), (0, 1, 2)),
+        columns=["model", "method", "draw", "dose", "prompt"],
+    )
+    table = table.query("not (model == 'a' and draw == 1 and dose == 3)")
+    kept = table.eval("model == 'b' and prompt == 1 and draw < 2 - dose")
+    table = table.assign(regime=kept.map({True: "surgical", False: "explosive"}))
     shares = across.surgical(table)
     assert shares.shape == (2, 3, 2) and shares[0, 1].tolist() == [1.0, 0.5]
     assert shares.sum() == 1.5
