@@ -82,7 +82,7 @@ def comparison(environ: Mapping[str, str] = os.environ) -> Comparison:
     return Comparison(slug(beside), models, aside, dict.fromkeys(aside, beside) | dict(zip(models, models)))
 
 
-def comprehension(model: TransformerBridge, depths: Sequence[int]) -> pd.DataFrame:
+def comprehension(model: TransformerBridge, depths: Sequence[int], draws: int = DRAWS) -> pd.DataFrame:
     """How vectors of given situations read the situations of other topics, by position and depth.
 
     Statistics: "AUROC" of every draw; "AUROC, validation" and, by emotion, "AUROC of one" of the data as they are;
@@ -90,16 +90,16 @@ def comprehension(model: TransformerBridge, depths: Sequence[int]) -> pd.DataFra
     cosines of all pairs of vectors in both halves of the topics, HALVES times, at the position and depth that
     validation prefers. Columns statistic, position, depth, draw, unit, value.
     """
-    given = _given(model)
+    given = {split: _given(model, split) for split in SPLITS}
     train, test = (given[split]["mean"] for split in ("train", "test"))
-    draws = bootstrapped(len(train), len(test), len(emotions.names()), _seeded(), DRAWS)
+    design = bootstrapped(len(train), len(test), len(emotions.names()), _seeded(), draws)
     neutral = comprehended(model, emotions.neutral_situations())
     tables = []
     for position in POSITIONS:
         texts = {split: given[split][position] for split in SPLITS}
-        tables += _read(texts["train"], texts, draws, position, depths)
+        tables += _read(texts["train"], texts, design, position, depths)
         everything = torch.cat(list(texts.values()))[:, :, list(depths)]
-        every = geometry.resampled(len(everything), everything.shape[1], _seeded(), DRAWS)
+        every = geometry.resampled(len(everything), everything.shape[1], _seeded(), draws)
         every = torch.cat([geometry.own(*everything.shape[:2]), every])
         found = geometry.cosine_curves(everything, neutral[position][:, list(depths)], every)["minus neutral"]
         tables.append(_rows(found, "cosine", position, depths))
@@ -110,13 +110,18 @@ def comprehension(model: TransformerBridge, depths: Sequence[int]) -> pd.DataFra
     return pd.concat([table, _halves(everything, position, depth)], ignore_index=True)
 
 
+def comprehension_once(model: TransformerBridge, depths: Sequence[int]) -> pd.DataFrame:
+    """`comprehension` of the data as they are: what is asked of an untrained twin."""
+    return comprehension(model, depths, draws=0)
+
+
 def generation(model: TransformerBridge, depths: Sequence[int]) -> pd.DataFrame:
     """The same as `comprehension` for vectors of stories that the model writes itself, read while it writes them.
 
     Statistics "AUROC", "AUROC, validation" and "AUROC of one"; the position names where the stories and where the
     situations are read, e.g. "midpoint, last token", as published.
     """
-    openings, given = emotions.openings(), _given(model)
+    openings, given = emotions.openings(), {split: _given(model, split) for split in ("validation", "test")}
     stories = told(model, openings["text"].tolist(), LENGTH["story"], openings["seed"].tolist())
     written = while_writing(model, stories, skip=(LENGTH["story"] // 6,))
     tables = []
@@ -124,7 +129,7 @@ def generation(model: TransformerBridge, depths: Sequence[int]) -> pd.DataFrame:
         fitted = emotions.stacked(written[name], openings)
         draws = bootstrapped(len(fitted), len(given["test"]["mean"]), len(emotions.names()), _seeded(), DRAWS)
         for position in ("last token", "mean"):
-            texts = {split: given[split][position] for split in SPLITS}
+            texts = {split: found[position] for split, found in given.items()}
             tables += _read(fitted, texts, draws, f"{name}, {position}", depths)
     return pd.concat(tables, ignore_index=True)
 
@@ -136,7 +141,7 @@ def steering(model: TransformerBridge, depths: Sequence[int]) -> pd.DataFrame:
     decides it. A dose that a direction does not reach is left out. Limits of the regimes come from the validation
     prompts.
     """
-    acts = _given(model)["train"]["mean"]
+    acts = _given(model, "train")["mean"]
     norm = residual_norms(model, neutral_texts())
     stories = beginnings("story")
     trials, held_out = (stories[stories["split"] == split] for split in ("validation", "test"))
@@ -152,7 +157,13 @@ def steering(model: TransformerBridge, depths: Sequence[int]) -> pd.DataFrame:
     strengths = meter.equal(methods, DOSES)
     runs = sweep(model, held_out, methods, strengths, writing=Writing(LENGTH["steered"], [1]))
     runs = regimes.with_regimes(runs, limit)
-    return runs[runs["method"] != "none"].drop(columns="text").reset_index(drop=True)
+    runs = runs[runs["method"] != "none"].drop(columns="text").reset_index(drop=True)
+    return runs.astype({"depth": int})
+
+
+def steering_halfway(model: TransformerBridge, depths: Sequence[int]) -> pd.DataFrame:
+    """`steering` at the middle one of these depths, the lower of two."""
+    return steering(model, [depths[(len(depths) - 1) // 2]])
 
 
 def curves_of(table: pd.DataFrame, statistic: str, position: str) -> dict[str, Float[Tensor, "draw depth"]]:
@@ -311,20 +322,22 @@ def _seeded() -> Generator:
     return torch.Generator().manual_seed(CFG.seed)
 
 
-def _given(model: TransformerBridge) -> dict[str, dict[str, AllDepths]]:
-    """The situations, read: by split, then by position."""
-    if model not in GIVEN:
-        tables = {split: emotions.situations(split) for split in SPLITS}
-        read = {split: comprehended(model, table["text"].tolist()) for split, table in tables.items()}
-        GIVEN[model] = {
-            split: {position: emotions.stacked(acts, tables[split]) for position, acts in found.items()}
-            for split, found in read.items()
-        }
-    return GIVEN[model]
+def _given(model: TransformerBridge, split: str) -> dict[str, AllDepths]:
+    """The situations of a split, read: by position."""
+    here = GIVEN.setdefault(model, {})
+    if split not in here:
+        table = emotions.situations(split)
+        found = comprehended(model, table["text"].tolist())
+        here[split] = {position: emotions.stacked(acts, table) for position, acts in found.items()}
+    return here[split]
 
 
 def _read(
-    fitted: AllDepths, texts: Mapping[str, AllDepths], draws: Design, position: str, depths: Sequence[int]
+    fitted: AllDepths,
+    texts: Mapping[str, Float[Tensor, "_ emotion depth d_model"]],
+    draws: Design,
+    position: str,
+    depths: Sequence[int],
 ) -> list[pd.DataFrame]:
     """AUROC of vectors fitted on some texts, over depths: on the test and the validation texts, and by emotion."""
     once = Design(draws.fit[:1], torch.arange(len(texts["validation"]))[None])

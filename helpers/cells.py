@@ -30,7 +30,7 @@ def fingerprint(*parts: object) -> str:
 
     Raises TypeError for a part of another kind, whose changes could go unnoticed.
     """
-    return joblib.hash(_plain(parts))
+    return joblib.hash(_plain(parts), hash_name="sha1")
 
 
 def surroundings(model: torch.nn.Module, device: str) -> str:

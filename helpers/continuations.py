@@ -36,7 +36,7 @@ def log_probs(
     fit the context, and for logits that are not finite, naming the run.
     """
     before = prompt_ids(model, prompts)
-    after = [[_continuation_ids(model, continuation) for continuation in option] for option in options]
+    after = [_option_ids(model, option) for option in options]
     for room in [[0] * len(before), *([len(ids) for ids in option] for option in after)]:
         _check_runs(model, before, room, steer)
     longest = torch.tensor([max([len(ids) for ids in each], default=0) for each in zip(*after)] or [0] * len(before))
@@ -57,11 +57,12 @@ def log_probs(
             check_finite_logits(logits[:, -1].isfinite().all(-1), rows, prompts, steer)
             if watch:
                 watch(rows, batch, logits[:, -1].float(), stream)
+            first = logits - logits.logsumexp(-1, keepdim=True)
             for option, scores in zip(after, found):
-                written = _scores(model, batch, [option[r] for r in rows], cache, logits, steering)
-                check_finite_logits(torch.tensor([bool(s.isfinite().all()) for s in written]), rows, prompts, steer)
-                for row, score in zip(rows, written):
-                    scores[row] = score
+                written = _scores(model, batch, [option[r] for r in rows], cache, first, steering)
+                check_finite_logits(written.isfinite().all(-1), rows, prompts, steer)
+                for row, score in zip(rows.tolist(), written):
+                    scores[row] = score[: len(option[row])]
             bar.update(len(rows))
     return found
 
@@ -150,22 +151,31 @@ def batches_of(before: list[list[int]], length: Int[Tensor, "run"], batch_tokens
 
 
 def _scores(
-    model: TransformerBridge, batch: Batch, option: Sequence[list[int]], cache, logits: Tensor, steering: Steering
-) -> list[Tensor]:
-    """Log probabilities of one continuation per row after the prompts in the cache, which is left as it was."""
-    more = max(len(ids) for ids in option) - 1
+    model: TransformerBridge,
+    batch: Batch,
+    option: Sequence[list[int]],
+    cache,
+    first: Float[Tensor, "row 1 vocab"],
+    steering: Steering,
+) -> Float[Tensor, "row token"]:
+    """Log probabilities of one continuation per row, 0 behind its end; `first` has those of what follows the prompts.
+
+    The cache of the prompts is left as it was.
+    """
+    length = torch.tensor([len(ids) for ids in option])
+    more = int(length.max()) - 1
     width = steering.start = batch.width
     ids = batch.ids.clone()
     for row, row_ids in enumerate(option):
         ids[row, width : width + len(row_ids)] = torch.tensor(row_ids)
-    if more:
-        out = forward(model, Batch(ids, batch.real, width), width, width + more, cache, more)
-        logits = torch.cat([logits, out.logits], 1)
-        cache.crop(-more)
-    steering.start = 0
     chosen = ids[:, width : width + more + 1, None]
-    scores = (logits.gather(-1, chosen)[..., 0] - logits.logsumexp(-1)).float().cpu()
-    return [score[: len(row_ids)] for score, row_ids in zip(scores, option)]
+    scores = first.gather(-1, chosen[:, :1])[..., 0]
+    if more:
+        logits = forward(model, Batch(ids, batch.real, width), width, width + more, cache, more).logits
+        cache.crop(-more)
+        scores = torch.cat([scores, logits.gather(-1, chosen[:, 1:])[..., 0] - logits.logsumexp(-1)], 1)
+    steering.start = 0
+    return scores.float().cpu().where(torch.arange(more + 1) < length[:, None], 0)
 
 
 def _decoded(
@@ -215,7 +225,14 @@ def _decoded(
 def prompt_ids(model: TransformerBridge, prompts: Sequence[str]) -> list[list[int]]:
     """The tokens of each prompt, position 0 first, without padding."""
     read = tokens(model, prompts)
-    return [row[:length].tolist() for row, length in zip(read.ids, read.length)]
+    return [row[:length] for row, length in zip(read.ids.tolist(), read.length.tolist())]
+
+
+def _option_ids(model: TransformerBridge, option: Sequence[str] | Sequence[list[int]]) -> list[list[int]]:
+    """The tokens of an option's continuations, each different text tokenised once."""
+    texts = dict.fromkeys(each for each in option if isinstance(each, str))
+    ids = {text: _continuation_ids(model, text) for text in texts}
+    return [ids[each] if isinstance(each, str) else _continuation_ids(model, each) for each in option]
 
 
 def _continuation_ids(model: TransformerBridge, continuation: str | list[int]) -> list[int]:

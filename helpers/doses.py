@@ -82,7 +82,12 @@ class Meter:
         def dose_of(draw: Tensor, strength: Tensor) -> Tensor:
             return self.effects(depth, method, draw, sign * strength)[0]
 
-        on_grid = dose_of(torch.arange(len(method)).repeat_interleave(GRID), grid.repeat(len(method))).view(-1, GRID)
+        on_grid = torch.full((len(method), GRID), torch.inf)  # stays so beyond a point with all the doses
+        short = torch.arange(len(method))
+        for point, strength in enumerate(grid):
+            if len(short):
+                on_grid[short, point] = dose_of(short, strength.expand(len(short)))
+                short = short[on_grid[short, point] < max(doses)]
         enough = on_grid[:, None] >= wanted[..., None]
         reached, first = enough.any(-1), enough.int().argmax(-1)
         high, high_dose = grid[first], on_grid.gather(1, first)

@@ -114,21 +114,34 @@ class OnPassages:
         return table[table["activation"] > 0].reset_index(drop=True)
 
 
-def on_passages(model: TransformerBridge, sae, texts: Sequence[str], features: Sequence[int]) -> OnPassages:
-    """The SAE over whole passages, a few at a time; of all activations only those of `features` are kept."""
+def on_passages(
+    model: TransformerBridge,
+    sae,
+    texts: Sequence[str],
+    features: Sequence[int],
+    stream: Float[Tensor, "token d_model"] | None = None,
+) -> OnPassages:
+    """The SAE over whole passages, a few at a time; of all activations only those of `features` are kept.
+
+    `stream` is the texts' `every_token` at the SAE's depth, where one pass has read it for several SAEs.
+    """
     depth = depth_of(model, sae)
     features = checked_features(features, sae.cfg.d_sae, depth)
+    first = [0, *(tokens(model, texts).length - 1).cumsum(0).tolist()]
+    if stream is not None and len(stream) != first[-1]:
+        raise ValueError(f"the stream has {len(stream)} tokens, but the texts have {first[-1]}")
     fired, kept = torch.zeros(sae.cfg.d_sae), []
     with progress(len(texts), "text", "encoding") as bar:
         for start in range(0, len(texts), TEXTS_AT_ONCE):
             part = texts[start : start + TEXTS_AT_ONCE]
-            for rows in every_token(model, part, [depth])[:, 0].split(TOKENS_AT_ONCE):
+            read = slice(first[start], first[start + len(part)])
+            here = every_token(model, part, [depth])[:, 0] if stream is None else stream[read]
+            for rows in here.split(TOKENS_AT_ONCE):
                 acts = encoded(sae, rows)
                 fired += (acts != 0).sum(0)
                 kept.append(acts[:, features])
             bar.update(len(part))
     acts = torch.cat(kept)
-    first = [0, *(tokens(model, texts).length - 1).cumsum(0).tolist()]
     return OnPassages(list(texts), features, fired / len(acts), acts, first)
 
 

@@ -52,14 +52,20 @@ class Reader:
         return torch.cat([self.by_split[split] for split in SPLITS])
 
 
-def reader(model: TransformerBridge, position: Position) -> Reader:
-    """What a model holds at one position of every situation, of the neutral ones, and of the numeric pairs."""
-    found = {}
-    for split in SPLITS:
-        table = situations(split)
-        found[split] = stacked(comprehended(model, table["text"].tolist())[position], table)
+def reader(
+    model: TransformerBridge, position: Position, given: Mapping[str, Mapping[str, AllDepths]] | None = None
+) -> Reader:
+    """What a model holds at one position of every situation, of the neutral ones, and of the numeric pairs.
+
+    `given` are the situations by split and position, where they have been read already.
+    """
+    if given is None:
+        tables = {split: situations(split) for split in SPLITS}
+        read = {split: comprehended(model, table["text"].tolist())[position] for split, table in tables.items()}
+        given = {split: {position: stacked(acts, tables[split])} for split, acts in read.items()}
     numeric = pair_residuals(model, pairs("numeric"), [position])[position]
-    return Reader(found, comprehended(model, neutral_situations())[position], numeric)
+    neutral = comprehended(model, neutral_situations())[position]
+    return Reader({split: given[split][position] for split in SPLITS}, neutral, numeric)
 
 
 @dataclass(frozen=True)

@@ -61,15 +61,18 @@ def gain(
 ) -> tuple[float, float, float]:
     """What choosing the `best` rows by one column gains in mean effect over choosing them by another, with an interval.
 
-    Bootstrap over rows; every draw chooses anew.
+    Bootstrap over rows; every draw chooses anew, the earlier of equal rows first.
     """
+    picks = torch.cat([torch.arange(len(table))[None], bootstrap_picks(CFG.bootstrap_draws, len(table), generator)])
+    worth = torch.tensor(table[effect].to_numpy())[picks]
 
-    def gained(rows: pd.DataFrame) -> float:
-        return rows.nlargest(best, by)[effect].mean() - rows.nlargest(best, instead_of)[effect].mean()
+    def chosen(column: str) -> Float[Tensor, "draw"]:
+        order = torch.tensor(table[column].to_numpy())[picks].sort(descending=True, stable=True).indices
+        return worth.gather(1, order[:, :best]).mean(-1)
 
-    picks = bootstrap_picks(CFG.bootstrap_draws, len(table), generator)
-    low, high = interval(torch.tensor([gained(table.iloc[pick.tolist()]) for pick in picks]), CFG.confidence)
-    return gained(table), low.item(), high.item()
+    gained = chosen(by) - chosen(instead_of)
+    low, high = interval(gained[1:], CFG.confidence)
+    return gained[0].item(), low.item(), high.item()
 
 
 def _score(logits: Float[Tensor, "row vocab"], promised: Int[Tensor, "row top"]) -> Float[Tensor, "row"]:

@@ -66,9 +66,11 @@ def tokens(model: TransformerBridge, texts: Sequence[str]) -> Tokens:
         if not isinstance(text, str) or not text.strip():
             raise ValueError(f"text {number} is empty ({text!r}): give at least one word")
         check_whole(text, f"text {number}")
-    encoded = model.tokenizer(list(texts), add_special_tokens=False, return_offsets_mapping=True)
+    place = {text: i for i, text in enumerate(dict.fromkeys(texts))}
+    same = torch.tensor([place[text] for text in texts])
+    encoded = model.tokenizer(list(place), add_special_tokens=False, return_offsets_mapping=True)
     first = first_token(model)
-    length = torch.tensor([1 + len(ids) for ids in encoded["input_ids"]])
+    length = torch.tensor([1 + len(ids) for ids in encoded["input_ids"]])[same]
     longest = int(length.argmax())
     if length[longest] > model.cfg.n_ctx:
         raise TooLong(
@@ -77,13 +79,13 @@ def tokens(model: TransformerBridge, texts: Sequence[str]) -> Tokens:
         )
     if length.min() == 1:
         raise ValueError(f"text {int(length.argmin())} has no token under this tokenizer ({texts[length.argmin()]!r})")
-    ids = torch.full((len(texts), int(length.max())), first)
-    last, stop = torch.zeros(2, len(texts), dtype=torch.long)
-    for row, (text, row_ids, offsets) in enumerate(zip(texts, encoded["input_ids"], encoded["offset_mapping"])):
+    ids = torch.full((len(place), int(length.max())), first)
+    last, stop = torch.zeros(2, len(place), dtype=torch.long)
+    for row, (text, row_ids, offsets) in enumerate(zip(place, encoded["input_ids"], encoded["offset_mapping"])):
         ids[row, 1 : 1 + len(row_ids)] = torch.tensor(row_ids)
         last[row], stop[row] = _ends(text, offsets)
     device = model.cfg.device
-    return Tokens(ids.to(device), length.to(device), last.to(device), stop.to(device))
+    return Tokens(ids[same].to(device), length.to(device), last[same].to(device), stop[same].to(device))
 
 
 def check_whole(text: str, what: str) -> None:

@@ -1,7 +1,7 @@
 """What a model holds while it goes through a conversation, recorded turn by turn.
 
-Every turn is one pass over its own tokens, those before it standing in the KV cache; a turn that the model writes is
-one pass per token. Hooks are entered once per recording.
+Given turns cost their own tokens once, all that follow each other in one pass; what the model writes is one pass per
+token, everything before it standing in the KV cache. Hooks are entered once per recording.
 """
 
 from collections.abc import Sequence
@@ -106,33 +106,28 @@ def _record(
     tape.rewind(model, sum(len(ids) + turn.write for ids, turn in zip(given, conversation.turns)))
     rows = []
     for number, (ids, turn) in enumerate(zip(given, conversation.turns), 1):
-        before, text = tape.length, turn.text
-        logits = tape.read(model, ids)
-        if turn.text is None:
-            text = _written(model, tape, logits, turn.write, noise)
-        new = tape.ids[before : tape.length]
+        before = len(tape.ids)
+        tape.ids += ids
+        text = _written(model, tape, turn.write, noise) if turn.text is None else turn.text
+        new = tape.ids[before:]
         rows += [(before + i, number, turn.speaker, turn.role, text, id_) for i, id_ in enumerate(new)]
+    if tape.length < len(tape.ids):
+        tape.read(model)
     return _recording(model, scenario, conversation, rows, tape)
 
 
-def _written(
-    model: TransformerBridge,
-    tape: "_Tape",
-    logits: Float[Tensor, "vocab"],
-    most: int,
-    noise: Generator | None,
-) -> str:
-    """Writes a turn until a new line, the end of text, or so many tokens; the text."""
+def _written(model: TransformerBridge, tape: "_Tape", most: int, noise: Generator | None) -> str:
+    """Writes a turn until a new line, the end of text, or so many tokens; the text. Its last token may stay unread."""
     written: list[int] = []
     for _ in range(most):
-        chance = logits[: vocabulary(model)].float().softmax(-1).cpu()
+        chance = tape.read(model)[: vocabulary(model)].float().softmax(-1).cpu()
         if chance.isnan().any():
             break  # `_recording` says which activation it was
         id_ = int(chance.argmax()) if noise is None else int(torch.multinomial(chance, 1, generator=noise))
         if id_ == model.tokenizer.eos_token_id or "\n" in model.tokenizer.decode([id_]):
             break
         written.append(id_)
-        logits = tape.read(model, [id_])
+        tape.ids.append(id_)
     return model.tokenizer.decode(written).strip()
 
 
@@ -152,12 +147,11 @@ class _Tape:
         self.ids: list[int] = []
         self.length = self.start = 0
 
-    def read(self, model: TransformerBridge, ids: Sequence[int]) -> Float[Tensor, "vocab"]:
-        """Reads these tokens after those before; the logits of what comes next."""
-        self.start, self.length = self.length, self.length + len(ids)
-        self.ids += ids
+    def read(self, model: TransformerBridge) -> Float[Tensor, "vocab"]:
+        """Reads the ids that are still unread, after those before; the logits of what comes next."""
+        self.start, self.length = self.length, len(self.ids)
         out = model.original_model(
-            input_ids=torch.tensor([list(ids)], device=model.cfg.device),
+            input_ids=torch.tensor([self.ids[self.start :]], device=model.cfg.device),
             past_key_values=self.cache,
             use_cache=True,
             logits_to_keep=1,

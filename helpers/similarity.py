@@ -16,7 +16,7 @@ from scipy.stats import beta
 from torch import Generator, Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from helpers.activations import at_positions, progress
+from helpers.activations import at_positions, every_token, progress
 from helpers.config import CFG
 from helpers.directions import unit
 from helpers.features import encoded, on_passages, top
@@ -48,6 +48,14 @@ def top_by_depth(
             found.append(best.assign(depth=depth))
             bar.update()
     return pd.concat(found, ignore_index=True)[["depth", "rank", "feature", "activation", "fires"]]
+
+
+def frequencies(
+    model: TransformerBridge, texts: Sequence[str], depths: Sequence[int]
+) -> dict[int, Float[Tensor, "d_sae"]]:
+    """Share of the texts' tokens on which every feature fires, by depth; one pass reads all depths."""
+    read = zip(depths, every_token(model, texts, depths).unbind(1))
+    return {depth: on_passages(model, load_sae(model, depth), texts, [], here).frequency for depth, here in read}
 
 
 def rows_of(model: TransformerBridge, table: pd.DataFrame) -> Float[Tensor, "feature d_model"]:
@@ -207,9 +215,10 @@ def fire_together(model: TransformerBridge, pairs: pd.DataFrame, texts: Sequence
     `pairs` has the columns depth, feature, to, match.
     """
     ends = [pairs[["depth", "feature"]], pairs[["to", "match"]].set_axis(["depth", "feature"], axis=1)]
+    parts = dict(list(pd.concat(ends).drop_duplicates().groupby("depth")))
     acts = {}
-    for depth, part in pd.concat(ends).drop_duplicates().groupby("depth"):
-        on = on_passages(model, load_sae(model, int(depth)), texts, part["feature"].tolist())
+    for (depth, part), stream in zip(parts.items(), every_token(model, texts, list(parts)).unbind(1)):
+        on = on_passages(model, load_sae(model, int(depth)), texts, part["feature"].tolist(), stream)
         acts |= {(depth, feature): on.acts[:, i] for i, feature in enumerate(on.features)}
     found = [torch.stack([acts[r.depth, r.feature], acts[r.to, r.match]]) for r in pairs.itertuples()]
     return torch.stack([torch.corrcoef(both)[0, 1] for both in found])

@@ -242,6 +242,17 @@ def test_steering_gives_one_regime_per_text(model: TransformerBridge):
     assert not table.duplicated(["method", "draw", "dose", "prompt"]).any()
 
 
+def test_a_model_is_steered_at_the_lower_middle_of_its_depths(model: TransformerBridge):
+    table = across.steering_halfway(model, range(model.cfg.n_layers + 1))
+    assert set(table["depth"]) == {model.cfg.n_layers // 2}
+
+
+def test_what_is_asked_of_a_twin_is_the_first_draw(model: TransformerBridge):
+    once, whole = across.comprehension_once(model, (1,)), across.comprehension(model, (1,))
+    first = whole[(whole["draw"] == 0) | (whole["statistic"] == "geometry")].reset_index(drop=True)
+    pd.testing.assert_frame_equal(once, first)
+
+
 def test_curves_stand_beside_their_twins_over_relative_depth():
     rng = np.random.default_rng(0)
     read = long({"low": rng.random((3, 3)), "high": rng.random((3, 5))}, statistic="AUROC", position="mean")

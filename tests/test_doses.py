@@ -106,6 +106,19 @@ def test_a_strength_is_the_smallest_that_does(model: TransformerBridge):
             assert (meter.effects(1, method, torch.full((20,), draw), below)[0] < dose).all()
 
 
+def test_beyond_what_causes_all_doses_nothing_is_tried(model: TransformerBridge, monkeypatch: pytest.MonkeyPatch):
+    meter, method, tried = Meter.on(model, TEXTS), _method(model, "add"), []
+    effects = Meter.effects
+
+    def noted(self, depth, method, draw, strength):
+        tried.append(strength.max().item())
+        return effects(self, depth, method, draw, strength)
+
+    monkeypatch.setattr(Meter, "effects", noted)
+    found = meter.strengths(1, method, [0.01], cap=1000.0)
+    assert found.isfinite().all() and max(tried) < 1000
+
+
 @pytest.mark.parametrize("sign", [1, -1])
 def test_strengths_rise_with_the_dose_whatever_the_order_of_the_doses(model: TransformerBridge, sign: int):
     meter, method = Meter.on(model, TEXTS), _method(model, "add")

@@ -12,7 +12,7 @@ from torch.nn.functional import normalize
 from transformer_lens.model_bridge import TransformerBridge
 
 from helpers import features
-from helpers.activations import site, token_residuals
+from helpers.activations import every_token, site, token_residuals
 from helpers.features import (
     around_words,
     at_words,
@@ -255,6 +255,14 @@ def test_passages_do_not_depend_on_what_is_encoded_together(model, either, texts
     assert parts.first == whole.first
     assert torch.allclose(parts.frequency, whole.frequency, atol=1e-6)
     assert torch.allclose(parts.acts, whole.acts, atol=1e-4)
+
+
+def test_a_stream_that_was_read_before_is_encoded_as_if_read_anew(model, either):
+    stream = every_token(model, PASSAGES, [depth_of(model, either)])[:, 0]
+    fresh, before = (on_passages(model, either, PASSAGES, [PLANTED], given) for given in (None, stream))
+    assert torch.allclose(fresh.acts, before.acts, atol=1e-4) and torch.allclose(fresh.frequency, before.frequency)
+    with pytest.raises(ValueError, match=f"the stream has {len(stream) - 1} tokens, but the texts have {len(stream)}"):
+        on_passages(model, either, PASSAGES, [PLANTED], stream[1:])
 
 
 # Directions as sums of features

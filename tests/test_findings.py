@@ -377,6 +377,14 @@ def test_a_reader_reads_at_its_position(model, read):
         assert not torch.allclose(one, other, atol=0.1)
 
 
+def test_situations_that_were_read_before_are_not_read_again(model, read, monkeypatch):
+    given = {split: {"last token": acts} for split, acts in read.by_split.items()}
+    monkeypatch.setattr(findings, "situations", None)
+    again = reader(model, "last token", given)
+    assert torch.equal(again.everything, read.everything)
+    assert torch.equal(again.neutral, read.neutral) and torch.equal(again.numeric, read.numeric)
+
+
 def test_everything_is_the_splits_one_after_the_other():
     by_split = {split: torch.full((int(n), 24, DEPTHS, D_MODEL), n) for split, n in (("test", 4.0), ("train", 3.0))}
     read = replace(world(NOTHING), by_split=by_split | {"validation": torch.full((2, 24, DEPTHS, D_MODEL), 2.0)})

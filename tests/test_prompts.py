@@ -66,6 +66,16 @@ def test_tokens_do_not_depend_on_the_texts_beside_them(model):
         assert (together.last[row], together.stop[row]) == (alone.last[0], alone.stop[0])
 
 
+def test_a_text_that_comes_twice_has_the_same_tokens(model):
+    texts = ["One.", "A longer text here?", "One.", "Two words"]
+    found = tokens(model, texts)
+    for row, text in enumerate(texts):
+        alone = tokens(model, [text])
+        length = int(alone.length[0])
+        assert found.ids[row, :length].equal(alone.ids[0]) and found.length[row] == length
+        assert found.last[row] == alone.last[0] and found.stop[row] == alone.stop[0]
+
+
 def test_rows_are_padded_no_further_than_the_longest_of_them(model):
     read, few = tokens(model, TEXTS), tokens(model, [TEXTS[2], TEXTS[0]])
     chosen = read.rows(torch.tensor([2, 0]))

@@ -201,6 +201,16 @@ def test_turn_by_turn_is_one_full_pass(any_model):
     assert found.stream.dtype == torch.float32 and not found.stream.requires_grad
 
 
+def test_given_turns_are_one_pass_and_every_token_is_read_once(model):
+    widths, block = [], model.original_model.transformer.h[0]
+    handle = block.register_forward_pre_hook(lambda part, args: widths.append(args[0].shape[1]))
+    try:
+        given, talk = recording(model, *GIVEN), recording(model, *TALK)
+    finally:
+        handle.remove()
+    assert widths[0] == len(given.ids) and sum(widths[1:]) == len(talk.ids)
+
+
 @pytest.mark.parametrize("name", ["gemma2", "mistral"])
 def test_beyond_its_window_a_model_reads_less_than_everything(model_folder, name):
     """Or the equality above says nothing about sliding windows."""

@@ -24,6 +24,7 @@ from helpers.similarity import (
     families,
     fire_together,
     followed,
+    frequencies,
     like_frequency,
     nearest,
     one_to_one,
@@ -269,6 +270,15 @@ def test_features_that_fire_together_correlate(model_with_saes):
                 for at, which in ((depth, feature), (to, match)))  # fmt: skip
         assert value == pytest.approx(scipy.stats.pearsonr(x, y).statistic, abs=1e-4)
     assert found[2] == pytest.approx(1) and found[:2].abs().max() < 0.9
+
+
+def test_frequencies_of_all_depths_are_those_of_each(model_with_saes):
+    texts = neutral_texts()[:4]
+    found = frequencies(model_with_saes, texts, range(3))
+    assert list(found) == [0, 1, 2]
+    for depth, frequency in found.items():
+        alone = on_passages(model_with_saes, load_sae(model_with_saes, depth), texts, []).frequency
+        assert torch.allclose(frequency, alone, atol=1e-6) and 0 < alone.mean() < 1
 
 
 def test_continuity_sums_up_the_other_tables(model, generator):
