@@ -1,7 +1,8 @@
 """What is measured on every model of a comparison, one long table each, and how much the models differ.
 
-`comprehension`, `generation` and `steering` are measurements for `workers.spread`. Draw 0 is the data as they are,
-later draws are bootstrap samples of topics, the same for all models, so that models can be compared draw by draw.
+`comprehension`, `comprehension_once`, `generation`, `steering` and `steering_halfway` are measurements for
+`workers.spread`. Draw 0 is the data as they are, later draws are bootstrap samples of topics, the same for all models,
+so that models can be compared draw by draw.
 Models of different height meet at relative depth: 0 is the embeddings, 1 what leaves the last block.
 """
 
